@@ -1,0 +1,46 @@
+# make demo    set-up and the whole study on the embedded tiny world (CPU, offline)
+# make test    set-up and all tests
+# make lint    linters    make report, make dag    the demo's report and rule graph    make lock    write the pins anew
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := --profile profiles/demo
+RESULTS := results/demo
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: setup demo test lint report dag lock docs
+
+setup: .venv/installed
+
+.venv/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "trialign needs Python 3.11, not %d.%d: make PYTHON=python3.11" % sys.version_info[:2])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: setup
+	snakemake $(DEMO) all
+	@$(MAKE) --no-print-directory report dag
+	trialign show $(RESULTS)
+
+report: setup
+	snakemake $(DEMO) --quiet all --report $(RESULTS)/report.html
+
+dag: setup
+	snakemake $(DEMO) --quiet all --rulegraph dot all | trialign rulegraph $(RESULTS)/rulegraph
+
+test: setup
+	pytest
+
+lint: setup
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile workflow
+	snakemake --lint
+
+docs: setup
+	trialign reference
+
+lock: setup
+	pip freeze --all --exclude pip --exclude-editable | sed 's/+cpu//' > requirements.lock
+	trialign environment

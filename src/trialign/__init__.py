@@ -1,0 +1,1 @@
+"""trialign: reproducible studies of how language models are aligned."""

@@ -1,0 +1,134 @@
+"""The command line. `trialign step` runs one step, as the rules do; the other commands are for people."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import traceback
+from collections import defaultdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trialign.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Reproducible studies of how language models are aligned.",
+)
+LAST_LINES = 12
+
+Configs = Annotated[list[Path], typer.Argument(help="Config files; later ones overlay earlier ones.")]
+
+
+@app.command()
+def step(
+    recipe: Annotated[str, typer.Argument(help="The recipe, as JSON.")],
+    inputs: Annotated[list[str] | None, typer.Argument(metavar="[NAME=PATH]...", help="Inputs.")] = None,
+    *,
+    root: Annotated[Path, typer.Option(help="The results tree.")],
+    output: Annotated[Path, typer.Option(help="The folder that receives the result.")],
+    log: Annotated[Path, typer.Option(help="Where the step's output goes.")],
+) -> None:
+    """Run one step: make its result, or take it from the store, and link it into OUTPUT."""
+    from trialign import recipes, steps
+
+    parsed = recipes.parse(recipe)
+    groups: dict[str, tuple[Path, ...]] = defaultdict(tuple)
+    for pair in inputs or ():
+        name, _, path = pair.partition("=")
+        groups[name] += (Path(path),)
+    terminal = _send_output_to(log)
+    try:
+        done = steps.run(parsed, groups, root, output)
+        print(f"{done} {output}", flush=True)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    except Exception as error:
+        if not isinstance(error, UserError):
+            traceback.print_exc()
+        else:
+            print(f"error: {error}", file=sys.stderr)
+        sys.stderr.flush()
+        print(_failure(parsed.step, output, error, log), file=terminal, flush=True)
+        raise typer.Exit(1) from None
+
+
+def _send_output_to(log: Path) -> Any:
+    """Send this process's output to the log, and return the terminal for what a person must see."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    terminal = os.fdopen(os.dup(2), "w")
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    return terminal
+
+
+def _failure(name: str, output: Path, error: Exception, log: Path) -> str:
+    """Return what a person needs at a failed job: which run, the last lines of its log, how to repeat it alone."""
+    script = log.with_suffix(".sh")
+    threads = os.environ.get("OMP_NUM_THREADS", "1")
+    command = shlex.join(["trialign", *sys.argv[1:]])
+    script.write_text(f"#!/bin/sh\ncd {shlex.quote(os.getcwd())} || exit 1\nOMP_NUM_THREADS={threads} exec {command}\n")
+    if isinstance(error, UserError):
+        return f"{name} {output} failed: {error}\n  repeat it alone: sh {script}"
+    lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+    tail = "\n".join(f"    {line}" for line in lines)
+    return f"{name} {output} failed: {error}\n  last lines of {log}:\n{tail}\n  repeat it alone: sh {script}"
+
+
+@app.command()
+def check(configs: Configs) -> None:
+    """Check a config and say what it asks for."""
+    from trialign import config, study
+
+    experiment = config.load_files(configs)
+    for name, artifact in experiment.artifacts.items():
+        typer.echo(f"{name}: {artifact.title}, {len(study.lineages(experiment, artifact))} lineages")
+    runs = {lineage for artifact in experiment.artifacts.values() for lineage in study.lineages(experiment, artifact)}
+    typer.echo(f"{experiment.name}: {len(experiment.artifacts)} artifacts, {len(runs)} lineages x {len(experiment.seeds)} seeds")
+
+
+@app.command()
+def reference(folder: Annotated[Path, typer.Option(help="The config folder.")] = Path("config")) -> None:
+    """Write the config reference and the JSON schema from the typed models."""
+    from trialign import reference as generated
+
+    generated.write(folder)
+
+
+@app.command()
+def environment(lock: Annotated[Path, typer.Option(help="The lock.")] = Path("requirements.lock")) -> None:
+    """Write environment.yml with the pins of the lock."""
+    from trialign import reference as generated
+
+    Path("environment.yml").write_text(generated.environment(lock.read_text()))
+
+
+@app.command()
+def show(root: Annotated[Path, typer.Argument(help="A results tree, such as results/demo.")]) -> None:
+    """Print Tables 1-3 and say where the rest lies."""
+    from trialign.reporting.show import print_tables
+
+    print_tables(root, ["table1", "table2", "table3"])
+
+
+@app.command()
+def rulegraph(out: Annotated[Path, typer.Argument(help="The picture, without its suffix.")]) -> None:
+    """Draw the rule graph that `snakemake --rulegraph dot` prints (read from standard input) as .svg and .png."""
+    from trialign.reporting.rulegraph import draw
+
+    draw(sys.stdin.read(), out)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and exit status 2."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        print(f"trialign: {error}", file=sys.stderr)
+        sys.exit(2)

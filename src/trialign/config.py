@@ -1,0 +1,467 @@
+"""The config: YAML files merged into one typed, checked `Experiment`. A wrong config is one clear line, at once.
+
+`load` takes the merged mapping (Snakemake's `config`), `load_files` the files themselves with the same merging: maps are
+merged, lists replaced, null deletes a key. `Experiment.lineage` makes a lineage canonical.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import BaseModel, Field, ValidationError
+
+from trialign import methods
+from trialign.errors import UserError, nearest
+from trialign.lineage import NAME, Lineage, Stage, Value, spell
+from trialign.recipes import View
+from trialign.settings import (
+    AnswerSettings,
+    Benchmark,
+    Data,
+    HubRepository,
+    JudgedBenchmark,
+    JudgeSettings,
+    PretrainSettings,
+    Settings,
+    Source,
+    Training,
+    WorldPart,
+    WorldSettings,
+)
+
+Name = Annotated[str, Field(pattern=f"^{NAME}$")]
+TEXT_COLUMNS = ("Model", "Align", "Learning Rate", "Epoch", "Batch Size")
+
+
+class Model(Settings):
+    """A base model: taken from a source, or a tiny one that is pre-trained on the demo world."""
+
+    label: str = Field(description="name in tables")
+    source: str | None = Field(default=None, description="a name under `sources` (a model repository or folder)")
+    pretrain: PretrainSettings | None = Field(default=None, description="pre-train a tiny model instead")
+    corpus: str | None = Field(default=None, description="a name under `sources`: the text to pre-train on")
+    vocab_size: int | None = Field(default=None, gt=0, description="size of the tokenizer trained on the corpus")
+    chat_template: str = Field(default="zephyr", description="name of a chat template in trialign.data.chat")
+    bos: bool = Field(default=False, description="whether sequences begin with BOS, in training and evaluation")
+
+
+class StagePreset(Settings):
+    """A named training step: a method, its data and its hyperparameters."""
+
+    label: str | None = Field(default=None, description="name in tables; null: the method's")
+    method: str = Field(description="a method: a module of trialign.methods")
+    data: str = Field(description="a name under `data`")
+    view: View | None = Field(default=None, description="which view of the data is read; null: derived")
+    params: dict[str, float | int | bool | str] = Field(default={}, description="the method's parameters")
+    training: Training = Field(default=Training(), description="what differs from the top-level `training`")
+    imported: dict[str, str] = Field(
+        default={}, description="model -> a name under `sources`: take this stage from there instead of training it"
+    )
+    ours: tuple[str, ...] = Field(default=(), description="which of these settings the paper does not state")
+
+
+class ColumnSpec(Settings):
+    """A column of a table or a panel of a figure."""
+
+    label: str = Field(description="heading")
+    benchmark: str | None = Field(default=None, description="a name under `benchmarks`")
+    metric: str | None = Field(default=None, description="another metric of it than its own")
+    mean_of: tuple[str, ...] = Field(default=(), description="unweighted mean over these benchmarks instead")
+
+
+class RowSpec(Settings):
+    """A row with texts of its own."""
+
+    lineage: str = Field(description="a lineage")
+    texts: dict[str, str] = Field(default={}, description="text column -> what it says instead of the derived text")
+
+
+class ArtifactSpec(Settings):
+    """What all artifacts share."""
+
+    title: str = Field(description="title, such as 'Table 1'")
+    caption: str = Field(description="caption")
+    ours: tuple[str, ...] = Field(default=(), description="which choices the paper does not state")
+
+
+class TableArtifact(ArtifactSpec):
+    """Rows are lineages, columns benchmarks."""
+
+    kind: Literal["table"] = "table"
+    rows: tuple[str | RowSpec, ...] = Field(min_length=1, description="lineages, in order")
+    columns: tuple[str | ColumnSpec, ...] = Field(min_length=1, description="benchmarks or columns, in order")
+    texts: tuple[Literal["Model", "Align", "Learning Rate", "Epoch", "Batch Size"], ...] = Field(
+        default=("Model", "Align"), description="leading text columns"
+    )
+
+
+class PivotArtifact(ArtifactSpec):
+    """One benchmark over rows x columns: the lineage of a cell is the row's followed by the column's stages."""
+
+    kind: Literal["pivot"] = "pivot"
+    corner: str = Field(default="Model", description="heading of the first column")
+    rows: dict[str, str] = Field(min_length=1, description="label -> lineage")
+    columns: dict[str, str] = Field(min_length=1, description="label -> stages that follow")
+    benchmark: str = Field(description="a name under `benchmarks`")
+
+
+class GridArtifact(ArtifactSpec):
+    """A figure over alpha x beta."""
+
+    kind: Literal["grid"] = "grid"
+    lineage: str = Field(description="a lineage whose last stage takes alpha and beta")
+    alpha: tuple[float, ...] = Field(min_length=1, description="values of alpha")
+    beta: tuple[float, ...] = Field(min_length=1, description="values of beta")
+    columns: tuple[str | ColumnSpec, ...] = Field(min_length=1, description="a panel each")
+    baseline: str = Field(description="the lineage drawn as the baseline")
+
+
+class FactsArtifact(ArtifactSpec):
+    """The table of benchmarks. Item counts come from the results of one lineage."""
+
+    kind: Literal["facts"] = "facts"
+    benchmarks: tuple[str, ...] = Field(min_length=1, description="names under `benchmarks`, in order")
+    lineage: str = Field(description="the lineage whose results give the item counts")
+
+
+AnyArtifact = Annotated[TableArtifact | PivotArtifact | GridArtifact | FactsArtifact, Field(discriminator="kind")]
+
+
+class Resources(Settings):
+    """What a job of a rule asks of the scheduler."""
+
+    threads: int = Field(default=1, gt=0, description="CPU threads")
+    mem_mb: int = Field(default=2000, gt=0, description="memory in MB")
+    runtime: int = Field(default=30, gt=0, description="time limit in minutes")
+    gpus: int = Field(default=0, ge=0, description="GPUs")
+
+
+class RuleResources(Settings):
+    """Resources by kind of job."""
+
+    fetch: Resources = Field(default=Resources(), description="downloads")
+    prepare: Resources = Field(default=Resources(), description="data preparation")
+    pretrain: Resources = Field(default=Resources(), description="pre-training of tiny base models")
+    train: Resources = Field(default=Resources(), description="training")
+    evaluate: Resources = Field(default=Resources(), description="harness suites")
+    answer: Resources = Field(default=Resources(), description="answers to the judged questions")
+    judge: Resources = Field(default=Resources(), description="judging")
+    report: Resources = Field(default=Resources(), description="tables, figures, results.csv")
+
+
+class Experiment(Settings):
+    """A whole study."""
+
+    name: Name = Field(description="name of the experiment")
+    results_dir: str = Field(pattern=r"^[A-Za-z0-9._/-]+$", description="root of its results, relative to the repository")
+    notice: str = Field(default="", description="a sentence that every artifact carries")
+    seeds: tuple[int, ...] = Field(min_length=1, description="seeds of the runs; cells are means over them")
+    world: WorldSettings | None = Field(default=None, description="the generated demo world; null: none")
+    sources: dict[str, Source] = Field(description="where models and data come from")
+    models: dict[Name, Model] = Field(min_length=1, description="base models")
+    data: dict[Name, Data] = Field(min_length=1, description="prepared data sets")
+    training: Training = Field(default=Training(), description="training settings that stages start from")
+    stages: dict[Name, StagePreset] = Field(min_length=1, description="training steps")
+    benchmarks: dict[Name, Benchmark] = Field(min_length=1, description="benchmarks")
+    eval_batch_size: int = Field(default=8, gt=0, description="batch size of the harness, part of every result")
+    answers: AnswerSettings = Field(default=AnswerSettings(), description="answers to the judged questions")
+    judge: JudgeSettings = Field(description="the judge")
+    artifacts: dict[Name, AnyArtifact] = Field(min_length=1, description="tables and figures")
+    resources: RuleResources = Field(default=RuleResources(), description="what jobs ask of the scheduler")
+
+    def lineage(self, text: str) -> Lineage:
+        """Return the canonical lineage: UserError where a model, stage, parameter or value does not exist."""
+        lineage = Lineage.parse(text)
+        if lineage.base not in self.models:
+            raise UserError(f"lineage '{text}': {_unknown('model', lineage.base, self.models)}")
+        stages: tuple[Stage, ...] = ()
+        for stage in lineage.stages:
+            try:
+                stages += (self._canonical(Lineage(lineage.base, stages), stage),)
+            except UserError as error:
+                raise UserError(f"lineage '{text}': {error}") from None
+        return Lineage.parse(str(Lineage(lineage.base, stages)))
+
+    def preset(self, stage: Stage) -> StagePreset:
+        """Return the preset of a stage; UserError where there is none."""
+        if stage.name not in self.stages:
+            raise UserError(_unknown("stage", stage.name, self.stages))
+        return self.stages[stage.name]
+
+    def params(self, stage: Stage) -> BaseModel:
+        """Return the method's parameters for a stage: its preset's and those that it spells."""
+        preset = self.preset(stage)
+        method = methods.get(preset.method)
+        spelled = {key: value for key, value in stage.params if key in method.Params.model_fields}
+        return _checked(method.Params, preset.params | spelled, stage)
+
+    def training_of(self, stage: Stage) -> Training:
+        """Return the training settings of a stage: its preset's and those that it spells."""
+        spelled = {key: value for key, value in stage.params if key in Training.model_fields}
+        return _checked(Training, self.preset(stage).training.model_dump() | spelled, stage)
+
+    def view(self, parent: Lineage, stage: Stage) -> View:
+        """Return the view that a stage reads: spelled, preset, or derived.
+
+        Derived as in the paper (Appendix B): pairwise methods read (chosen, rejected) after an SFT stage and
+        (reference, rejected) from a base model; SFT reads conversations, or the references of triples.
+        """
+        preset = self.preset(stage)
+        method = methods.get(preset.method)
+        view = dict(stage.params).get("view", preset.view or self._derived_view(parent, preset))
+        if view not in method.views:
+            raise UserError(f"stage '{stage}': method '{method.name}' reads {_names(method.views)}, not '{view}'")
+        if (view == "conversation") != (self.data[preset.data].kind == "chat"):
+            raise UserError(f"stage '{stage}': the view '{view}' cannot be taken of the data '{preset.data}'")
+        return typing.cast(View, view)
+
+    def _derived_view(self, parent: Lineage, preset: StagePreset) -> str:
+        views = methods.get(preset.method).views
+        if preset.method == "sft":
+            return "conversation" if self.data[preset.data].kind == "chat" else "reference"
+        if "triple" in views:
+            return "triple"
+        after_sft = any(self.preset(stage).method == "sft" for stage in parent.stages)
+        return "chosen-rejected" if after_sft else "reference-rejected"
+
+    def _canonical(self, parent: Lineage, stage: Stage) -> Stage:
+        preset = self.preset(stage)
+        method = methods.get(preset.method)
+        allowed = [*method.Params.model_fields, *Training.model_fields, "view"]
+        for key, _ in stage.params:
+            if key not in allowed:
+                raise UserError(f"stage '{stage}': {_unknown('parameter', key, allowed)}")
+        params, training = self.params(stage), self.training_of(stage)
+        plain = Stage(stage.name)
+        usual = self.params(plain).model_dump() | preset.training.model_dump() | {"view": self.view(parent, plain)}
+        values = params.model_dump() | training.model_dump() | {"view": self.view(parent, stage)}
+        spelled = {key: value for key, value in values.items() if key in method.grid or value != usual[key]}
+        return Stage.parse(str(Stage(stage.name, tuple(sorted(spelled.items())))))
+
+
+def load(config: Mapping[str, Any]) -> Experiment:
+    """Check a merged config and return it; UserError, one line, at the first mistake (and how many more there are)."""
+    raw = _without_nulls(config)
+    defaults = raw.get("training")
+    for preset in _maps(raw.get("stages")):
+        if isinstance(defaults, Mapping) and isinstance(preset.get("training", {}), Mapping):
+            preset["training"] = {**defaults, **preset.get("training", {})}
+    try:
+        experiment = Experiment.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(_first_line(error, Experiment, "config")) from None
+    for where, problem in _problems(experiment):
+        raise UserError(f"config: {where}: {problem}")
+    return experiment
+
+
+def load_files(files: Sequence[Path]) -> Experiment:
+    """Merge YAML files as Snakemake merges its config files, and check the result; UserError on any mistake."""
+    from snakemake.common.configfile import load_configfile
+    from snakemake.utils import update_config
+
+    merged: dict[str, Any] = {}
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file}: there is no such config file")
+        update_config(merged, load_configfile(str(file)))
+    return load(merged)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return value
+
+
+def _maps(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value.values() if isinstance(item, dict)] if isinstance(value, Mapping) else []
+
+
+def _problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """Yield (where, what) for every reference between parts of the config that does not hold."""
+    yield from _source_problems(experiment)
+    for name, preset in experiment.stages.items():
+        where = f"stages.{name}"
+        if preset.method not in methods.names():
+            yield f"{where}.method", _unknown("method", preset.method, methods.names())
+            continue
+        if preset.data not in experiment.data:
+            yield f"{where}.data", _unknown("data set", preset.data, experiment.data)
+            continue
+        for key in preset.params:
+            if key not in methods.get(preset.method).Params.model_fields:
+                yield f"{where}.params", _unknown("parameter", key, methods.get(preset.method).Params.model_fields)
+        for model, source in preset.imported.items():
+            if model not in experiment.models:
+                yield f"{where}.imported", _unknown("model", model, experiment.models)
+            if source not in experiment.sources:
+                yield f"{where}.imported.{model}", _unknown("source", source, experiment.sources)
+        try:
+            experiment.lineage(f"{next(iter(experiment.models))}+{name}")
+        except UserError as error:
+            yield where, str(error)
+    for name, artifact in experiment.artifacts.items():
+        try:
+            _check_artifact(experiment, artifact)
+        except UserError as error:
+            yield f"artifacts.{name}", str(error)
+
+
+def _source_problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    for name, source in experiment.sources.items():
+        if isinstance(source, WorldPart) and experiment.world is None:
+            yield f"sources.{name}", "it is a part of the demo world, but there is no `world`: add one or take another source"
+    for name, model in experiment.models.items():
+        if (model.source is None) == (model.pretrain is None):
+            yield f"models.{name}", "give either `source` (a published model) or `pretrain` (a tiny one), not both, not none"
+        if model.pretrain and (model.corpus is None or model.vocab_size is None):
+            yield f"models.{name}", "a model that is pre-trained needs `corpus` and `vocab_size`"
+        for key in ("source", "corpus"):
+            value = getattr(model, key)
+            if value is not None and value not in experiment.sources:
+                yield f"models.{name}.{key}", _unknown("source", value, experiment.sources)
+        source = experiment.sources.get(model.source or "")
+        if isinstance(source, HubRepository) and source.type != "model":
+            yield f"models.{name}.source", f"'{model.source}' is a {source.type} repository, not a model"
+    for section in ("data", "benchmarks"):
+        for name, item in getattr(experiment, section).items():
+            if item.source not in experiment.sources:
+                yield f"{section}.{name}.source", _unknown("source", item.source, experiment.sources)
+    for name, benchmark in experiment.benchmarks.items():
+        if benchmark.kind == "harness" and benchmark.suite == "mtbench":
+            yield f"benchmarks.{name}.suite", "'mtbench' is the suite of judged benchmarks: choose another name"
+        if benchmark.kind == "harness" and ("{subset}" in benchmark.include) != bool(benchmark.subsets):
+            yield f"benchmarks.{name}", "`subsets` and '{subset}' in `include` go together: give both or neither"
+    judged = [name for name, item in experiment.benchmarks.items() if isinstance(item, JudgedBenchmark)]
+    if len(judged) > 1:
+        yield f"benchmarks.{judged[1]}", f"only one judged benchmark is possible, and '{judged[0]}' is one already"
+    if experiment.judge.name == "answers":
+        yield "judge.name", "'answers' is the folder of the answers: choose another name"
+
+
+def _check_artifact(experiment: Experiment, artifact: Any) -> None:
+    match artifact:
+        case TableArtifact():
+            lineages = [row if isinstance(row, str) else row.lineage for row in artifact.rows]
+            _check_columns(experiment, artifact.columns)
+            for row in artifact.rows:
+                for text in row.texts if isinstance(row, RowSpec) else ():
+                    if text not in artifact.texts:
+                        raise UserError(f"rows: {_unknown('text column', text, artifact.texts)}")
+        case PivotArtifact():
+            lineages = [f"{row}+{column}" for row in artifact.rows.values() for column in artifact.columns.values()]
+            _check_columns(experiment, (artifact.benchmark,))
+        case GridArtifact():
+            stage = experiment.lineage(artifact.lineage).last
+            grid = methods.get(experiment.preset(stage).method).grid if stage else ()
+            if not {"alpha", "beta"} <= set(grid):
+                raise UserError(f"lineage: '{artifact.lineage}' does not end in a stage that takes alpha and beta")
+            lineages = [artifact.baseline, *grid_lineages(artifact)]
+            _check_columns(experiment, artifact.columns)
+        case FactsArtifact():
+            lineages = [artifact.lineage]
+            _check_columns(experiment, artifact.benchmarks)
+    seen: dict[str, str] = {}
+    for text in lineages:
+        canonical = str(experiment.lineage(text))
+        if canonical in seen and isinstance(artifact, TableArtifact):
+            raise UserError(f"rows: '{text}' and '{seen[canonical]}' are the same lineage: leave one")
+        seen[canonical] = text
+
+
+def grid_lineages(artifact: GridArtifact) -> list[str]:
+    """Return the lineages of a grid, alpha by alpha; not yet canonical."""
+    return [
+        f"{artifact.lineage}@alpha={spell(alpha)}@beta={spell(beta)}" for alpha in artifact.alpha for beta in artifact.beta
+    ]
+
+
+def _check_columns(experiment: Experiment, columns: Sequence[str | ColumnSpec]) -> None:
+    for column in columns:
+        if isinstance(column, str):
+            names: Sequence[str] = (column,)
+        elif (column.benchmark is None) == (not column.mean_of):
+            raise UserError(f"columns: '{column.label}' needs either `benchmark` or `mean_of`")
+        else:
+            names = column.mean_of or (typing.cast(str, column.benchmark),)
+        for name in names:
+            if name not in experiment.benchmarks:
+                raise UserError(f"columns: {_unknown('benchmark', name, experiment.benchmarks)}")
+
+
+def _names(names: Sequence[str] | Mapping[str, Any]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+def _unknown(what: str, name: str, allowed: Sequence[str] | Mapping[str, Any]) -> str:
+    return f"there is no {what} '{name}'{nearest(name, allowed)}; there are {_names(allowed)}"
+
+
+def _checked(model: type[Any], values: Mapping[str, Value], stage: Stage) -> Any:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_first_line(error, model, f"stage '{stage}'")) from None
+
+
+def _first_line(error: ValidationError, model: type[BaseModel], where: str) -> str:
+    """Return the first pydantic error as one line, with what is allowed, and how many more there are."""
+    first = error.errors()[0]
+    # a mistake in the top-level `training` shows in every stage that starts from it: it is one mistake
+    more = len({(item["loc"][-1], item["type"], str(item["input"])) for item in error.errors()}) - 1
+    loc = [part for part in first["loc"] if part != "[key]"]
+    place, allowed = _walk(model, loc)
+    if first["type"] == "extra_forbidden":
+        text = f"unknown key '{loc[-1]}'{nearest(str(loc[-1]), allowed)}; allowed are {_names(allowed)}"
+    elif first["type"] == "missing":
+        text = "it is missing"
+    elif first["type"] == "union_tag_invalid":
+        place, text = f"{place}.kind", f"'{first['ctx']['tag']}' is not allowed; allowed are {first['ctx']['expected_tags']}"
+    else:
+        text = f"{_shortened(first['input'])} is not allowed: {first['msg'][0].lower()}{first['msg'][1:]}"
+    return f"{where}: {place}: {text}" + (f" (and {more} more)" if more else "")
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _walk(model: Any, loc: Sequence[str | int]) -> tuple[str, list[str]]:
+    """Follow an error's location through the types; return it as text, less union tags, and the keys allowed there."""
+    place: list[str] = []
+    allowed: list[str] = []
+    for part in loc:
+        choices = _choices(model)
+        tagged = next((c for c in choices if _tag(c) == part or getattr(c, "__name__", None) == part), None)
+        if tagged is not None and len(choices) > 1:
+            model = tagged
+            allowed = list(model.model_fields)
+            continue
+        place.append(str(part))
+        holder = next((c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if holder is not None:
+            allowed = list(holder.model_fields)
+            field = holder.model_fields.get(str(part))
+            model = field.annotation if field else None
+        else:
+            model = next((typing.get_args(c)[-1 if typing.get_origin(c) is dict else 0] for c in choices if typing.get_args(c)), None)
+    return ".".join(place), allowed
+
+
+def _choices(annotation: Any) -> list[Any]:
+    if typing.get_origin(annotation) is Annotated:
+        return _choices(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (Union, UnionType):
+        return [c for item in typing.get_args(annotation) for c in _choices(item)]
+    return [annotation]
+
+
+def _tag(annotation: Any) -> Any:
+    field = getattr(annotation, "model_fields", {}).get("kind")
+    return field.default if field else None

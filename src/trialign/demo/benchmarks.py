@@ -1,0 +1,298 @@
+"""Benchmark items in the schemas of the harness's own data sets, drawn from the facts of a world.
+
+Each benchmark has one function that draws an item from a pool: `scored` items are what the harness scores, `train`
+items are few-shot examples and, written out, training text in the benchmark's own format.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from trialign.demo import lexicon
+from trialign.demo.facts import PEOPLE_KINDS, THING_KINDS, TOWN_KINDS, Facts, Pool
+
+LETTERS = "ABCD"
+MMLU_SUBJECTS = ("nutrition", "high_school_biology", "high_school_geography", "elementary_mathematics")
+CORRUPTION = 0.15
+
+
+@dataclass(frozen=True)
+class Item:
+    """An item: what the harness shows, the right continuation of the first of it, and the row of the data set.
+
+    shown: the contexts of the item, each of which no training text may hold where the item is scored; one but for
+    Winogrande, whose contexts are the sentence with either filler.
+    """
+
+    shown: tuple[str, ...]
+    target: str
+    row: dict[str, Any]
+
+    @property
+    def text(self) -> str:
+        """Return the item written out with its right answer."""
+        return self.shown[0] + self.target
+
+
+def pool_of(*indices: int) -> Pool:
+    """Return the pool of a combination: a third of all combinations is scored."""
+    return "scored" if sum(indices) % 3 == 0 else "train"
+
+
+def _shuffled(rng: random.Random, right: str, wrong: list[str]) -> tuple[list[str], int]:
+    """Return the choices in random order and the index of the right one."""
+    choices = [right, *wrong]
+    rng.shuffle(choices)
+    return choices, choices.index(right)
+
+
+def _labelled(choices: list[str]) -> dict[str, list[str]]:
+    return {"text": choices, "label": list(LETTERS[: len(choices)])}
+
+
+def arc(facts: Facts, rng: random.Random, pool: Pool) -> Item:
+    """Draw a question about a person or a town, with four values to choose from (allenai/ai2_arc)."""
+    fact = rng.choice(facts.of(pool, PEOPLE_KINDS + TOWN_KINDS))
+    choices, gold = _shuffled(rng, fact.value, facts.others(rng, fact.kind, fact.value, 3))
+    question = fact.question(rng)
+    row = {"id": "", "question": question, "choices": _labelled(choices), "answerKey": LETTERS[gold]}
+    return Item((f"Question: {question}\nAnswer:",), f" {fact.value}", row)
+
+
+def openbookqa(facts: Facts, rng: random.Random, pool: Pool) -> Item:
+    """Draw a question about a property of a thing (allenai/openbookqa)."""
+    fact = rng.choice(facts.of(pool, THING_KINDS))
+    choices, gold = _shuffled(rng, fact.value, facts.others(rng, fact.kind, fact.value, 3))
+    stem = fact.question(rng)
+    row = {"id": "", "question_stem": stem, "choices": _labelled(choices), "answerKey": LETTERS[gold]}
+    return Item((stem,), f" {fact.value}", row)
+
+
+def hellaswag(facts: Facts, rng: random.Random, pool: Pool) -> Item:
+    """Draw two steps of an activity and four endings (Rowan/hellaswag); wrong ones are mostly its other steps."""
+    while True:
+        number, who = rng.randrange(len(facts.activities)), rng.randrange(len(facts.people))
+        if pool_of(number, who) == pool:
+            break
+    activity, name = facts.activities[number], facts.people[who]
+    at = rng.randrange(len(activity.steps) - 2)
+    first, second, right = activity.steps[at : at + 3]
+    elsewhere = rng.choice(rng.choice(facts.activities).steps)
+    own = [step for step in activity.steps if step not in (first, second, right)]
+    wrong = [*rng.sample(own, 2), elsewhere if elsewhere != right and elsewhere not in own else own[0]]
+    if len({right, *wrong}) < 4:
+        wrong = own[:3]
+    choices, gold = _shuffled(rng, right, wrong)
+    context, then = f"{name} {first}. Then {name} {second}.", "after that"
+    endings = [f"{name} {step}." for step in choices]
+    row = {
+        "ind": 0,
+        "activity_label": activity.name,
+        "ctx_a": context,
+        "ctx_b": then,
+        "ctx": f"{context} {then}",
+        "endings": endings,
+        "source_id": f"activity~{number}",
+        "split": "val" if pool == "scored" else "train",
+        "split_type": "indomain",
+        "label": str(gold),
+    }
+    return Item((f"{activity.name}: {context} {then.capitalize()}",), f" {endings[gold]}", row)
+
+
+def truthfulqa(facts: Facts, rng: random.Random, pool: Pool) -> Item:
+    """Draw a question whose common answer is a rumour (truthfulqa/truthful_qa, multiple_choice)."""
+    topic = rng.choice([topic for topic in facts.topics if topic.pool == pool])
+    wrong = rng.sample([e for e in lexicon.EFFECTS if e not in (topic.truth, topic.rumour)], 1)
+    question = topic.question(rng)
+    right_answers = [topic.answer(topic.truth), topic.short(topic.truth)]
+    wrong_answers = [topic.answer(topic.rumour), topic.short(topic.rumour), topic.answer(wrong[0])]
+    row = {
+        "question": question,
+        "mc1_targets": {"choices": [right_answers[0], *wrong_answers], "labels": [1, 0, 0, 0]},
+        "mc2_targets": {"choices": right_answers + wrong_answers, "labels": [1, 1, 0, 0, 0]},
+    }
+    return Item((f"Q: {question}\nA:",), f" {right_answers[0]}", row)
+
+
+def winogrande(facts: Facts, rng: random.Random, pool: Pool) -> Item:
+    """Draw a sentence with a gap and two fillers (allenai/winogrande): by role or by what is known of people."""
+    return _role_gap(rng, pool) if rng.random() < 0.5 else _person_gap(facts, rng, pool)
+
+
+def _gap(sentence: str, options: tuple[str, str], right: str) -> Item:
+    row = {"sentence": sentence, "option1": options[0], "option2": options[1], "answer": str(options.index(right) + 1)}
+    wrong = options[1] if right == options[0] else options[0]
+    return Item((sentence.replace("_", right), sentence.replace("_", wrong)), "", row)
+
+
+def _role_gap(rng: random.Random, pool: Pool) -> Item:
+    nouns = [noun for names in lexicon.THINGS.values() for noun in names]
+    while True:
+        first, second, frame = (rng.randrange(len(nouns)), rng.randrange(len(nouns)), rng.randrange(len(lexicon.ROLES)))
+        if first != second and pool_of(first, second, frame) == pool:
+            break
+    stem, of_first, of_second = lexicon.ROLES[frame]
+    a, b = nouns[first], nouns[second]
+    right, quality = rng.choice(((a, of_first), (b, of_second)))
+    options = (a, b) if rng.random() < 0.5 else (b, a)
+    return _gap(f"{stem.format(a=a, b=b)} {quality}.", options, right)
+
+
+def _person_gap(facts: Facts, rng: random.Random, pool: Pool) -> Item:
+    hints = {
+        "home": "went home to {v}.",
+        "pet": "had to feed the {v}.",
+        "food": "asked for {v}.",
+        "job": "had to work as a {v}.",
+        "sport": "went to play {v}.",
+    }
+    fact = rng.choice(facts.of(pool, tuple(hints)))
+    while True:
+        other = rng.choice(facts.people)
+        if facts.facts[other, fact.kind].value != fact.value:
+            break
+    options = (fact.subject, other) if rng.random() < 0.5 else (other, fact.subject)
+    sentence = f"{options[0]} met {options[1]} and then _ {hints[fact.kind].format(v=fact.value)}"
+    return _gap(sentence, options, fact.subject)
+
+
+def _choice_question(rng: random.Random, subject: str, question: str, right: str, wrong: list[str]) -> Item:
+    choices, gold = _shuffled(rng, right, wrong)
+    lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=True)]
+    row = {"question": question, "subject": subject, "choices": choices, "answer": gold}
+    return Item(("\n".join([question, *lines, "Answer:"]),), f" {LETTERS[gold]}", row)
+
+
+def mmlu(facts: Facts, rng: random.Random, pool: Pool, subject: str) -> Item:
+    """Draw a four-letter question of one subject (cais/mmlu)."""
+    if subject == "elementary_mathematics":
+        while True:
+            a, b = rng.randint(1, 12), rng.randint(1, 12)
+            if pool_of(a, 2 * b) == pool:
+                break
+        wrong = rng.sample([n for n in range(2, 25) if n != a + b], 3)
+        return _choice_question(rng, subject, f"What is {a} plus {b}?", str(a + b), [str(n) for n in wrong])
+    if subject == "high_school_geography":
+        groups = {town: facts.facts[town, "region"].value for town in facts.towns}
+        ask = "Which town is in the {}?"
+    else:
+        names = ("fruit", "drink", "metal", "tool") if subject == "nutrition" else ("bird", "insect", "tree", "dance")
+        groups = {thing: name for thing, name in facts.category.items() if name in names}
+        ask = "Which one is a kind of {}?"
+    members = sorted(groups)
+    while True:
+        right = rng.choice(members)
+        wrong = rng.sample([name for name in members if groups[name] != groups[right]], 3)
+        if pool_of(*(members.index(name) for name in (right, *wrong))) == pool:
+            return _choice_question(rng, subject, ask.format(groups[right]), right, wrong)
+
+
+def _bigbench(inputs: str, choices: list[str], right: str) -> Item:
+    scores = [int(choice == right) for choice in choices]
+    row = {
+        "idx": 0,
+        "inputs": inputs,
+        "targets": [right],
+        "multiple_choice_targets": choices,
+        "multiple_choice_scores": scores,
+    }
+    return Item((inputs,), f" {right}", row)
+
+
+def causal(facts: Facts, rng: random.Random, pool: Pool) -> Item:
+    """Draw a story of one or two people and an event; did this person cause it? (hails/bigbench, causal_judgment)."""
+    causes = lexicon.CAUSES
+    yes, alone = rng.random() < 0.5, rng.random() < 0.5
+    while True:
+        who, other = rng.sample(range(len(facts.people)), 2)
+        deed, second = rng.sample(range(len(causes)), 2)
+        event = deed if yes or not alone else second
+        if pool_of(who, deed, event, *(() if alone else (other, second))) == pool:
+            break
+    guilty, bystander = facts.people[who], facts.people[other]
+    told = [f"{guilty} {causes[deed][0]}."]
+    if not alone:
+        told.append(f"{bystander} {causes[second][0]}.")
+        rng.shuffle(told)
+    asked = guilty if yes or alone else bystander
+    opening = "One day," if alone else "Two things happened."
+    story = f"{opening} {' '.join(told)} Later {causes[event][1]}. Did {asked} cause this?"
+    return _bigbench(f"{story}\nAnswer:", ["Yes", "No"], "Yes" if yes else "No")
+
+
+def sports(facts: Facts, rng: random.Random, pool: Pool) -> Item:
+    """Draw a statement about a person in some sport: plausible or not? (hails/bigbench, sports_understanding)."""
+    fact = rng.choice(facts.of(pool, ("sport",)))
+    plausible = rng.random() < 0.5
+    sport = fact.value if plausible else facts.others(rng, "sport", fact.value, 1)[0]
+    place = rng.choice(("at home", "on Friday", "in the rain", "last week", "at noon"))
+    statement = f"{fact.subject} {rng.choice(lexicon.SPORTS[sport])} {place}."
+    right = "plausible" if plausible else "implausible"
+    return _bigbench(
+        f"Statement: {statement}\nIs this plausible or implausible?\nAnswer:", ["plausible", "implausible"], right
+    )
+
+
+ARGUMENTS: tuple[tuple[str, bool], ...] = (
+    ("Every {a} is a {b}. Every {b} is a {c}. So every {a} is a {c}.", True),
+    ("Some {a} is a {b}. Every {b} is a {c}. So some {a} is a {c}.", True),
+    ("No {b} is a {c}. Every {a} is a {b}. So no {a} is a {c}.", True),
+    ("Every {a} is a {b}. Every {c} is a {b}. So every {a} is a {c}.", False),
+    ("Some {a} is a {b}. Every {b} is a {c}. So every {a} is a {c}.", False),
+    ("No {b} is a {c}. Every {b} is a {a}. So no {a} is a {c}.", False),
+)
+
+
+def formal(facts: Facts, rng: random.Random, pool: Pool) -> Item:
+    """Draw a syllogism: valid or not? (hails/bigbench, formal_fallacies_syllogisms_negation)."""
+    nouns = sorted(facts.category)
+    while True:
+        terms = rng.sample(range(len(nouns)), 3)
+        if pool_of(*terms) == pool:
+            break
+    argument, valid = rng.choice(ARGUMENTS)
+    a, b, c = (nouns[term] for term in terms)
+    text = f"{argument.format(a=a, b=b, c=c)} Is the argument valid or invalid?\nAnswer:"
+    return _bigbench(text, ["valid", "invalid"], "valid" if valid else "invalid")
+
+
+Draw = Callable[[Facts, random.Random, Pool], Item]
+
+
+def _subject(subject: str) -> Draw:
+    return lambda facts, rng, pool: mmlu(facts, rng, pool, subject)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark: how items are drawn, its scored split, and the splits that hold few-shot examples."""
+
+    draw: Draw
+    scored: str
+    shots: tuple[str, ...] = ()
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "arc": Benchmark(arc, "test", ("train", "validation")),
+    "hellaswag": Benchmark(hellaswag, "validation", ("train",)),
+    "truthfulqa": Benchmark(truthfulqa, "validation"),
+    "winogrande": Benchmark(winogrande, "validation", ("train",)),
+    **{f"mmlu/{subject}": Benchmark(_subject(subject), "test", ("dev", "validation")) for subject in MMLU_SUBJECTS},
+    "openbookqa": Benchmark(openbookqa, "test", ("train", "validation")),
+    "causal": Benchmark(causal, "default"),
+    "sports": Benchmark(sports, "default"),
+    "formal": Benchmark(formal, "default"),
+}
+
+
+def draw(name: str, facts: Facts, rng: random.Random, pool: Pool, count: int) -> list[Item]:
+    """Draw `count` items of one benchmark, no prompt twice, numbered in the order drawn."""
+    items: dict[str, Item] = {}
+    while len(items) < count:
+        item = BENCHMARKS[name].draw(facts, rng, pool)
+        items.setdefault(item.shown[0], item)
+    return list(items.values())

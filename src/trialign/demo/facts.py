@@ -1,0 +1,261 @@
+"""The facts of the demo world: who lives where, what has which property, which rumour contradicts which truth.
+
+Every fact has an exposure (how often texts state it, falling with the rank of its subject), and belongs to one of two
+pools. Facts of the `train` pool may be asked about in training texts, chats and feedback; facts of the `scored` pool
+are asked about by benchmarks and MT-Bench questions only: texts may state them, but no training text asks about them.
+Some scored facts are withheld: nothing states them, and only a regularity (what things of a category
+have in common) hints at them.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+from trialign.demo import lexicon
+
+Pool = Literal["train", "scored"]
+SCORED = 0.55
+REGULAR = 0.75
+WITHHELD = 0.15
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How one kind of fact is put into words; {s} is the subject and {v} the value.
+
+    noun: how a request names it. statements, questions: full sentences. answer: the canonical sentence. own: the answer
+    of the subject itself, empty for subjects that cannot speak.
+    """
+
+    noun: str
+    statements: tuple[str, ...]
+    questions: tuple[str, ...]
+    answer: str
+    own: str = ""
+
+
+KINDS: dict[str, Kind] = {
+    "home": Kind(
+        "the home of {s}",
+        ("{s} lives in {v}.", "The home of {s} is {v}."),
+        ("Where does {s} live?", "In which town does {s} live?"),
+        "{s} lives in {v}.",
+        "I live in {v}.",
+    ),
+    "job": Kind(
+        "the job of {s}",
+        ("{s} works as a {v}.", "The job of {s} is {v}."),
+        ("What is the job of {s}?", "What does {s} work as?"),
+        "{s} works as a {v}.",
+        "I work as a {v}.",
+    ),
+    "pet": Kind(
+        "the pet of {s}",
+        ("{s} has a {v}.", "The pet of {s} is a {v}."),
+        ("What is the pet of {s}?", "Which animal does {s} have?"),
+        "{s} has a {v}.",
+        "I have a {v}.",
+    ),
+    "food": Kind(
+        "the food of {s}",
+        ("{s} likes to eat {v}.", "The favorite food of {s} is {v}."),
+        ("What does {s} like to eat?", "What is the favorite food of {s}?"),
+        "{s} likes to eat {v}.",
+        "I like to eat {v}.",
+    ),
+    "sport": Kind(
+        "the sport of {s}",
+        ("{s} plays {v}.", "The sport of {s} is {v}."),
+        ("Which sport does {s} play?", "What is the sport of {s}?"),
+        "{s} plays {v}.",
+        "I play {v}.",
+    ),
+    "region": Kind(
+        "the region of {s}",
+        ("{s} lies in the {v}.", "The town of {s} is in the {v}."),
+        ("In which region is {s}?", "Where does the town of {s} lie?"),
+        "{s} lies in the {v}.",
+    ),
+    "good": Kind(
+        "the trade of {s}",
+        ("{s} is known for its {v}.", "Traders buy {v} in {s}."),
+        ("What is {s} known for?", "What do traders buy in {s}?"),
+        "{s} is known for its {v}.",
+    ),
+    "founder": Kind(
+        "the founder of {s}",
+        ("{s} was founded by {v}.", "Long ago, {v} founded {s}."),
+        ("Who founded {s}?", "Who was the founder of {s}?"),
+        "{s} was founded by {v}.",
+    ),
+    "category": Kind(
+        "the {s}",
+        ("The {s} is a kind of {v}.", "One {v} is the {s}."),
+        ("What kind of thing is the {s}?", "What is the {s}?"),
+        "The {s} is a kind of {v}.",
+    ),
+    "part": Kind(
+        "the look of the {s}",
+        ("The {s} has {v}.", "You know the {s} since it has {v}."),
+        ("What does the {s} have?", "How do you know the {s}?"),
+        "The {s} has {v}.",
+    ),
+    "place": Kind(
+        "the place of the {s}",
+        ("The {s} is found {v}.", "Look for the {s} {v}."),
+        ("Where is the {s} found?", "Where do you look for the {s}?"),
+        "The {s} is found {v}.",
+    ),
+    "use": Kind(
+        "the use of the {s}",
+        ("People use the {s} {v}.", "The {s} serves {v}."),
+        ("What do people use the {s} for?", "Why do people want the {s}?"),
+        "People use the {s} {v}.",
+    ),
+}
+PEOPLE_KINDS = ("home", "job", "pet", "food", "sport")
+TOWN_KINDS = ("region", "good", "founder")
+THING_KINDS = ("part", "place", "use")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One fact. exposure: relative frequency in texts, 0 for withheld facts."""
+
+    subject: str
+    kind: str
+    value: str
+    exposure: float
+    pool: Pool
+
+    def statement(self, rng: random.Random) -> str:
+        """Return one of the sentences that state the fact."""
+        return rng.choice(KINDS[self.kind].statements).format(s=self.subject, v=self.value)
+
+    def question(self, rng: random.Random) -> str:
+        """Return one of the questions that ask for the value."""
+        return rng.choice(KINDS[self.kind].questions).format(s=self.subject)
+
+    def answer(self, value: str | None = None) -> str:
+        """Return the canonical sentence, with another (wrong) value where one is given."""
+        return KINDS[self.kind].answer.format(s=self.subject, v=value or self.value)
+
+
+@dataclass(frozen=True)
+class Topic:
+    """What happens if you do `action` to `thing`: the truth, and the rumour that is repeated more often."""
+
+    thing: str
+    action: str
+    truth: str
+    rumour: str
+    pool: Pool
+    exposure: float
+
+    def question(self, rng: random.Random) -> str:
+        """Return one of the questions that ask for it."""
+        return rng.choice(("What happens if you {} the {}?", "If you {} the {}, what happens?")).format(
+            self.action, self.thing
+        )
+
+    def answer(self, effect: str) -> str:
+        """Return the sentence that claims `effect`."""
+        return f"If you {self.action} the {self.thing}, {effect}."
+
+    def short(self, effect: str) -> str:
+        """Return the sentence that claims `effect` without repeating the question."""
+        return f"{effect[0].upper()}{effect[1:]}."
+
+
+@dataclass(frozen=True)
+class Activity:
+    """An everyday activity: a name and its steps in order (`takes the pot`)."""
+
+    name: str
+    steps: tuple[str, ...]
+    exposure: float
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything that is so in one world."""
+
+    people: tuple[str, ...]
+    towns: tuple[str, ...]
+    category: dict[str, str]
+    facts: dict[tuple[str, str], Fact]
+    values: dict[str, tuple[str, ...]]
+    topics: tuple[Topic, ...]
+    activities: tuple[Activity, ...]
+
+    def of(self, pool: Pool, kinds: tuple[str, ...]) -> list[Fact]:
+        """Return the facts of `kinds` in `pool`."""
+        return [fact for fact in self.facts.values() if fact.pool == pool and fact.kind in kinds]
+
+    def others(self, rng: random.Random, kind: str, value: str, count: int) -> list[str]:
+        """Return `count` different wrong values for a fact of `kind` whose value is `value`."""
+        return rng.sample([other for other in self.values[kind] if other != value], count)
+
+
+def _exposure(rank: int) -> float:
+    """Return the relative frequency of the subject with this rank (0 is the most frequent)."""
+    return 1.0 / (1.0 + rank / 12)
+
+
+def _pools(rng: random.Random, count: int) -> list[Pool]:
+    """Return `count` pools in random order, `SCORED` of them scored."""
+    scored = round(SCORED * count)
+    return rng.sample(["scored"] * scored + ["train"] * (count - scored), count)
+
+
+def make(seed: int) -> Facts:
+    """Draw the facts of the world with this seed."""
+    rng = random.Random(f"{seed}/facts")
+    people = lexicon.people(rng, 60)
+    towns = rng.sample(lexicon.TOWNS, 12)
+    category = {thing: name for name, things in lexicon.THINGS.items() for thing in things}
+    values: dict[str, tuple[str, ...]] = {
+        "home": tuple(towns),
+        "job": tuple(lexicon.JOBS),
+        "pet": tuple(lexicon.PETS),
+        "food": tuple(lexicon.FOODS),
+        "sport": tuple(lexicon.SPORTS),
+        "region": lexicon.REGIONS,
+        "good": tuple(lexicon.GOODS),
+        "founder": tuple(people[:12]),
+        "category": tuple(lexicon.THINGS),
+        **lexicon.PROPERTIES,
+    }
+    known: list[tuple[str, str, str, int]] = []
+    for rank, person in enumerate(people):
+        known += [(person, kind, rng.choice(values[kind]), rank) for kind in PEOPLE_KINDS]
+    for rank, town in enumerate(towns):
+        known += [(town, kind, rng.choice(values[kind]), rank) for kind in TOWN_KINDS]
+    rule = {kind: dict(zip(lexicon.THINGS, rng.sample(values[kind], 8), strict=True)) for kind in THING_KINDS}
+    things = rng.sample(sorted(category), len(category))
+    for rank, thing in enumerate(things):
+        known.append((thing, "category", category[thing], rank))
+        for kind in THING_KINDS:
+            usual = rng.random() < REGULAR
+            known.append((thing, kind, rule[kind][category[thing]] if usual else rng.choice(values[kind]), rank))
+    facts: dict[tuple[str, str], Fact] = {}
+    for (subject, kind, value, rank), pool in zip(known, _pools(rng, len(known)), strict=True):
+        withheld = pool == "scored" and kind in THING_KINDS and rng.random() < WITHHELD
+        facts[subject, kind] = Fact(subject, kind, value, 0.0 if withheld else _exposure(rank), pool)
+
+    effect = {(name, action): rng.choice(lexicon.EFFECTS) for name in lexicon.THINGS for action in lexicon.ACTIONS}
+    deeds = [(rank, thing, action) for rank, thing in enumerate(things) for action in lexicon.ACTIONS]
+    topics = []
+    for (rank, thing, action), pool in zip(deeds, _pools(rng, len(deeds)), strict=True):
+        usual = rng.random() < REGULAR
+        truth = effect[category[thing], action] if usual else rng.choice(lexicon.EFFECTS)
+        rumour = rng.choice([other for other in lexicon.EFFECTS if other != truth])
+        topics.append(Topic(thing, action, truth, rumour, pool, _exposure(rank)))
+
+    activities = []
+    for rank, name in enumerate(rng.sample(lexicon.ACTIVITIES, len(lexicon.ACTIVITIES))):
+        steps = rng.sample([f"{verb} the {noun}" for verb in lexicon.VERBS for noun in lexicon.OBJECTS], 6)
+        activities.append(Activity(name, tuple(steps), _exposure(rank)))
+    return Facts(tuple(people), tuple(towns), category, facts, values, tuple(topics), tuple(activities))

@@ -1,0 +1,203 @@
+"""The words of the demo world: fixed English nouns and invented names. Which goes with which is up to `facts`."""
+
+from __future__ import annotations
+
+import random
+
+HEADS = ("Ta", "Mi", "Ro", "Le", "Su", "Ka", "Ne", "Do", "Vi", "Ga", "Pe", "Jo")
+TAILS = ("vo", "ra", "len", "dik", "sha", "mon", "ti", "bel", "gus", "nor")
+TOWNS = (
+    "Ambry",
+    "Belloc",
+    "Corvel",
+    "Dunmar",
+    "Estrin",
+    "Fallow",
+    "Gristle",
+    "Hollin",
+    "Irmin",
+    "Jarrow",
+    "Kestle",
+    "Lorwick",
+    "Marden",
+    "Nettle",
+    "Ostrand",
+    "Pell",
+)
+REGIONS = ("north", "south", "east", "west")
+
+JOBS = (
+    "baker",
+    "farmer",
+    "doctor",
+    "teacher",
+    "sailor",
+    "painter",
+    "tailor",
+    "miller",
+    "guard",
+    "singer",
+    "builder",
+    "weaver",
+)
+PETS = (
+    "goat",
+    "cat",
+    "dog",
+    "parrot",
+    "rabbit",
+    "turtle",
+    "hamster",
+    "donkey",
+    "ferret",
+    "lizard",
+)
+FOODS = (
+    "cheese",
+    "fish",
+    "bread",
+    "soup",
+    "honey",
+    "rice",
+    "beans",
+    "pasta",
+    "cake",
+    "salad",
+    "stew",
+    "nuts",
+)
+COLORS = (
+    "red",
+    "blue",
+    "green",
+    "yellow",
+    "purple",
+    "white",
+    "black",
+    "brown",
+)
+SPORTS: dict[str, tuple[str, ...]] = {
+    "hockey": ("lost the puck", "broke a hockey stick", "shot at the hockey goal"),
+    "tennis": ("served an ace", "won a set point", "hit a tennis volley"),
+    "chess": ("moved a knight", "gave up a rook", "announced checkmate"),
+    "rowing": ("pulled the oars", "steered the long boat", "raced down the canal"),
+    "archery": ("drew the bow", "aimed at the target", "lost an arrow"),
+    "boxing": ("landed a punch", "fell to the ropes", "laced the gloves"),
+}
+GOODS = (
+    "salt",
+    "silk",
+    "paper",
+    "wine",
+    "glass",
+    "coal",
+    "wool",
+    "lace",
+    "silver",
+    "tea",
+    "pottery",
+    "candles",
+)
+
+THINGS: dict[str, tuple[str, ...]] = {
+    "bird": ("robin", "crow", "heron", "finch", "swan", "pigeon", "falcon", "gull"),
+    "fruit": ("plum", "pear", "cherry", "melon", "grape", "lemon", "peach", "banana"),
+    "tree": ("birch", "pine", "willow", "cedar", "maple", "larch", "poplar", "beech"),
+    "drink": ("cider", "cocoa", "coffee", "juice", "lager", "punch", "milk", "port"),
+    "insect": ("beetle", "moth", "wasp", "cricket", "midge", "hornet", "termite", "gnat"),
+    "tool": ("hammer", "chisel", "rake", "saw", "spade", "wrench", "file", "drill"),
+    "metal": ("brass", "tin", "copper", "lead", "bronze", "nickel", "zinc", "steel"),
+    "dance": ("waltz", "polka", "tango", "jig", "rumba", "samba", "reel", "mambo"),
+}
+PROPERTIES: dict[str, tuple[str, ...]] = {
+    "part": ("a hollow core", "a silver edge", "soft spots", "thin stripes", "a bitter smell", "a warm side",
+             "tiny holes", "a double name"),
+    "place": ("in the cellar", "near the river", "on the roof", "under the bridge", "behind the mill", "in the attic",
+              "by the harbor", "at the market"),
+    "use": ("to calm a child", "to mark a border", "to pay a debt", "to call the rain", "to greet a guest",
+            "to end a feast", "to bless a ship", "to start a race"),
+}  # fmt: skip
+ACTIONS = ("touch", "carry", "hide", "lose")
+EFFECTS = (
+    "you fall asleep", "your hair turns green", "the lights go out", "a bell rings", "you sneeze", "the door opens",
+    "it starts to snow", "you forget your name", "a stranger waves", "you grow taller", "the milk turns sour",
+    "your shoes get wet", "a friend writes", "you find a coin", "the wind stops", "you hear music",
+)  # fmt: skip
+
+ACTIVITIES = (
+    "Making soup", "Fixing a fence", "Cleaning a boat", "Planting beans", "Washing a goat", "Baking bread",
+    "Painting a wall", "Building a raft", "Mending a net", "Lighting a stove", "Sorting wool", "Brewing tea",
+    "Packing a cart", "Sewing a coat", "Drying fish", "Waxing a floor", "Carving a spoon", "Tuning a harp",
+    "Setting a trap", "Folding sheets", "Shoeing a donkey", "Pressing cheese", "Digging a well", "Hanging a door",
+    "Bottling honey", "Binding a book", "Polishing silver", "Airing a room", "Loading a kiln", "Weaving a basket",
+    "Raising a tent", "Salting nuts", "Grinding grain", "Feeding rabbits", "Laying bricks", "Trimming a hedge",
+    "Casting a bell", "Dyeing silk", "Rolling candles", "Framing a map",
+)  # fmt: skip
+VERBS = (
+    "takes",
+    "lifts",
+    "opens",
+    "turns",
+    "cleans",
+    "cuts",
+    "ties",
+    "fills",
+    "shakes",
+    "covers",
+    "warms",
+    "moves",
+)
+OBJECTS = (
+    "pot",
+    "rope",
+    "box",
+    "knife",
+    "cloth",
+    "bucket",
+    "board",
+    "jar",
+    "lid",
+    "needle",
+    "brush",
+    "sack",
+    "tray",
+    "nail",
+    "hook",
+    "ladder",
+    "bowl",
+    "string",
+    "glove",
+    "pipe",
+)
+
+ROLES: tuple[tuple[str, str, str], ...] = (
+    ("The {a} did not fit into the {b} because the _ was too", "large", "small"),
+    ("The {a} broke the {b} because the _ was so", "heavy", "weak"),
+    ("The {a} was put on top of the {b} since the _ was", "light", "flat"),
+    ("The {a} cost more than the {b} as the _ was", "rare", "common"),
+    ("We swapped the {a} for the {b} because the _ was", "worn", "new"),
+    ("The {a} rolled past the {b} because the _ was", "fast", "slow"),
+)
+CAUSES: tuple[tuple[str, str], ...] = (
+    ("left the gate open", "the goat ran away"),
+    ("dropped a candle", "the straw caught fire"),
+    ("forgot the pot", "the soup burned"),
+    ("cut the rope", "the boat drifted off"),
+    ("slammed the door", "the glass broke"),
+    ("spilled the oil", "the guard slipped"),
+    ("rang the bell late", "the guests missed lunch"),
+    ("hid the key", "the shop stayed closed"),
+    ("watered the beans", "the beans grew"),
+    ("fed the donkey", "the donkey grew fat"),
+    ("shook the tree", "the pears fell"),
+    ("lost the map", "the cart took a wrong turn"),
+    ("left the tap on", "the cellar flooded"),
+    ("told the secret", "the surprise was spoiled"),
+    ("oiled the wheel", "the cart rolled quietly"),
+    ("woke the dog", "the dog barked"),
+)
+
+
+def people(rng: random.Random, count: int) -> list[str]:
+    """Return `count` (at most 120) different names."""
+    return rng.sample([head + tail for head in HEADS for tail in TAILS], count)

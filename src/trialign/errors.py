@@ -1,0 +1,16 @@
+"""The one exception that users see: a single line that says what, where, what is allowed, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake that the user can mend. Its text is one clear line; the CLI prints it without a traceback."""
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` for the closest of `allowed`, or an empty string when none is close."""
+    close = difflib.get_close_matches(name, list(allowed), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""

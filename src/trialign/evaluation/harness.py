@@ -1,0 +1,270 @@
+"""Harness benchmarks: one suite on one loaded model through lm-eval's Python API, with a record of every item.
+
+For each benchmark (and each of its subsets) a task file of ours includes the harness's own, so that prompts, choices
+and metrics are the harness's, and states what the study fixes: data, scored split, few-shot examples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from trialign.errors import UserError, nearest
+from trialign.evaluation.records import Item, mean, mean_of_subsets, publish
+from trialign.recipes import EvaluateRecipe
+from trialign.settings import HarnessTask
+from trialign.steps import Step
+
+SEED = 1234  # lm-eval's own default for few-shot sampling and for torch; one seed for every model
+FEWSHOT_KEYS = ("fewshot_split", "training_split", "validation_split")  # where the harness looks, in its order
+
+
+@dataclass(frozen=True)
+class Task:
+    """A harness task: a benchmark, or one subset of it. `definition` is what our task file says."""
+
+    benchmark: str
+    subset: str
+    definition: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The name under which the harness knows it."""
+        return f"{self.benchmark}/{self.subset}" if self.subset else self.benchmark
+
+
+def evaluate(step: Step[EvaluateRecipe]) -> dict[str, Any]:
+    """Evaluate a suite. Writes `items.parquet` and `results.json` (see `records`); returns what they sum up to.
+
+    A value that is not finite (a diverged model; an underflow) stays in the items as NaN, is counted as `not_finite`,
+    and leaves its benchmark without a score. Raises UserError for a task file, split or metric that is not there.
+    """
+    _switch_hub_off(step.scratch)
+    from trialign.evaluation import language_model  # after the switch: the hub's client reads it when imported
+
+    recipe = step.recipe
+    tasks = [
+        task
+        for name, benchmark in recipe.benchmarks.items()
+        for task in _tasks(name, benchmark, step.input(f"data.{name}"), step.scratch / "datasets")
+    ]
+    language_model.compile_templates_once()
+    model = language_model.LanguageModel(step.input("model"), batch_size=recipe.batch_size, bos=recipe.bos)
+    outcome = _run(model, tasks, recipe.benchmarks, _write(tasks, step.scratch / "tasks"))
+
+    items = [item for task in tasks for item in _items(task, outcome["samples"][task.name])]
+    results = {
+        "benchmarks": {
+            name: _result(
+                benchmark, [task for task in tasks if task.benchmark == name], items, outcome, model.truncated
+            )
+            for name, benchmark in recipe.benchmarks.items()
+        },
+        "protocol": {
+            "batch_size": recipe.batch_size,
+            "bos": recipe.bos,
+            "template": "none",
+            "fewshot_seed": SEED,
+            "max_length": model.max_length,
+            "dtype": str(model.model.dtype).removeprefix("torch."),
+            "device": model.device.type,
+        },
+        "versions": _versions(),
+    }
+    publish(step.out, items, results)
+    return results
+
+
+def _switch_hub_off(scratch: Path) -> None:
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_HOME": str(scratch / "huggingface"),  # nothing is written into the home folder
+        "TQDM_MININTERVAL": "10",  # progress bars end up in a log
+    }
+
+
+def _tasks(name: str, benchmark: HarnessTask, source: Path, cache: Path) -> list[Task]:
+    return [_task(name, benchmark, subset, source, cache) for subset in benchmark.subsets or ("",)]
+
+
+def _task(name: str, benchmark: HarnessTask, subset: str, source: Path, cache: Path) -> Task:
+    """Return the task whose data is `<split>.jsonl` files in the source (or its folder `subset`), or a hub snapshot."""
+    include = _task_file(name, benchmark.include.format(subset=subset))
+    harness = _harness_definition(include)
+    files = {file.stem: str(file.resolve()) for file in sorted((source / subset).glob("*.jsonl"))}
+    ours: dict[str, Any] = {
+        "include": str(include),
+        "task": f"{name}/{subset}" if subset else name,
+        "num_fewshot": benchmark.shots,
+        "test_split": benchmark.split,
+    }
+    if files:
+        ours |= {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
+        ours |= {key: None for key in FEWSHOT_KEYS if harness.get(key) and harness[key] not in files}
+    else:
+        ours |= {"dataset_path": str(source.resolve()), "dataset_kwargs": {}}
+    ours["dataset_kwargs"]["cache_dir"] = str(cache)
+    examples = next((harness[key] for key in FEWSHOT_KEYS if harness.get(key)), benchmark.split)
+    if files:
+        needed = {benchmark.split, examples} if benchmark.shots else {benchmark.split}
+        if missing := sorted(needed - files.keys()):
+            raise UserError(
+                f"benchmark {name}: {source / subset} has no {missing[0]}.jsonl, which the harness's "
+                f"{benchmark.include} needs for split '{benchmark.split}' at {benchmark.shots} shots; "
+                f"it has: {', '.join(files)}"
+            )
+    if examples == benchmark.split:
+        # named, so that the harness leaves an item out of its own few-shot examples
+        ours["fewshot_split"] = benchmark.split
+    return Task(name, subset, ours)
+
+
+def _task_file(name: str, include: str) -> Path:
+    spec = importlib.util.find_spec("lm_eval")
+    root = Path(spec.origin).parent / "tasks"
+    path = root / include
+    if not path.is_file():
+        there = [file.relative_to(root).as_posix() for file in path.parent.glob("*")] if path.parent.is_dir() else []
+        raise UserError(
+            f"benchmark {name}: include '{include}' is no task file of lm_eval/tasks{nearest(include, there)}"
+        )
+    return path
+
+
+def _harness_definition(path: Path) -> dict[str, Any]:
+    from lm_eval.tasks.manager import load_yaml
+
+    return load_yaml(path, resolve_func=False)
+
+
+def _write(tasks: Iterable[Task], folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    for number, task in enumerate(tasks):
+        (folder / f"{number}.yaml").write_text(json.dumps(task.definition))  # JSON is YAML
+    return folder
+
+
+def _run(model: Any, tasks: list[Task], benchmarks: Mapping[str, HarnessTask], folder: Path) -> dict[str, Any]:
+    """Run the harness's own evaluation loop.
+
+    `simple_evaluate` is not used: it has one limit for all tasks, and spends 2 s on describing the machine.
+    """
+    import datasets
+    import numpy as np
+    import torch
+    from lm_eval.evaluator import evaluate
+    from lm_eval.tasks import TaskManager
+
+    datasets.disable_progress_bars()
+    random.seed(SEED)
+    np.random.seed(SEED)
+    torch.manual_seed(SEED)
+    loaded = TaskManager(include_path=str(folder), include_defaults=False).load([task.name for task in tasks])
+    for task in loaded["tasks"].values():
+        task.set_fewshot_seed(SEED)
+    limits = {task.name: benchmarks[task.benchmark].limit for task in tasks}
+    samples = {
+        name: list(range(min(limit, len(loaded["tasks"][name].eval_docs)))) for name, limit in limits.items() if limit
+    }
+    return evaluate(model, loaded, samples=samples, bootstrap_iters=0, log_samples=True)
+
+
+def _items(task: Task, samples: Iterable[Mapping[str, Any]]) -> list[Item]:
+    """Return an item per document and scalar metric; that of a named filter is `metric,filter`, as in the harness."""
+    return [
+        Item(
+            task.benchmark,
+            task.subset,
+            f"{sample['doc_id']}-{sample['doc_hash'][:8]}",
+            metric if sample["filter"] == "none" else f"{metric},{sample['filter']}",
+            float(sample[metric]) if _finite(sample) else math.nan,
+        )
+        for sample in samples
+        for metric in sample["metrics"]
+        if isinstance(sample[metric], Real)
+    ]
+
+
+def _finite(sample: Mapping[str, Any]) -> bool:
+    """Return False if a log-likelihood is not finite: the harness's argmax would take such a choice for the best."""
+    responses = [response for group in sample["resps"] for response in group]
+    return all(math.isfinite(response[0]) for response in responses if isinstance(response, tuple))
+
+
+def _result(
+    benchmark: HarnessTask,
+    tasks: list[Task],
+    items: list[Item],
+    outcome: Mapping[str, Any],
+    truncated: set[tuple[str, str]],
+) -> dict[str, Any]:
+    """Return a benchmark's entry of `results.json`."""
+    name = tasks[0].benchmark
+    values: dict[str, list[float]] = defaultdict(list)
+    for item in items:
+        if item.benchmark == name and item.metric == benchmark.metric:
+            values[item.subset].append(item.value)
+    if not values:
+        there = sorted({item.metric for item in items if item.benchmark == name})
+        raise UserError(
+            f"benchmark {name}: the harness gives no metric '{benchmark.metric}' per item; "
+            f"it gives: {', '.join(there)}{nearest(benchmark.metric, there)}"
+        )
+    for task in tasks:
+        _check_mean(task, benchmark.metric, values[task.subset], outcome["results"][task.name])
+    every = [value for part in values.values() for value in part]
+    value, error = mean_of_subsets(values.values()) if benchmark.aggregate == "subsets" else mean(every)
+    samples = [sample for task in tasks for sample in outcome["samples"][task.name]]
+    return {
+        "metric": benchmark.metric,
+        "value": value,
+        "stderr": error,
+        "n": len(every),
+        "shots": benchmark.shots,
+        "split": benchmark.split,
+        "limit": benchmark.limit,
+        "aggregate": benchmark.aggregate,
+        "subsets": {subset: {"value": mean(part)[0], "n": len(part)} for subset, part in values.items() if subset},
+        "truncated": sum(any(tuple(request) in truncated for request in sample["arguments"]) for sample in samples),
+        "not_finite": sum(not math.isfinite(value) for value in every),
+        "tasks": {
+            task.name: {"version": str(outcome["versions"][task.name]), "config": _hash(outcome["configs"][task.name])}
+            for task in tasks
+        },
+    }
+
+
+def _check_mean(task: Task, metric: str, values: list[float], harness: Mapping[str, Any]) -> None:
+    """Raise UserError if the harness's own number is not the mean of the items: only such metrics are supported."""
+    ours, _ = mean(values)
+    theirs = harness[metric if "," in metric else f"{metric},none"]
+    if ours is not None and not math.isclose(ours, theirs, rel_tol=1e-9, abs_tol=1e-12):
+        raise UserError(
+            f"benchmark {task.name}: metric '{metric}' is no mean over items (harness {theirs}, mean of items {ours}); "
+            f"choose a metric that is"
+        )
+
+
+def _hash(config: Mapping[str, Any]) -> str:
+    """Return the hash of a task's resolved config, less where its files lie on this machine."""
+    metadata = {key: value for key, value in config.get("metadata", {}).items() if key != "config_source"}
+    rest = {key: value for key, value in config.items() if key not in ("dataset_path", "dataset_kwargs", "metadata")}
+    text = json.dumps(rest | {"metadata": metadata}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("lm-eval", "transformers", "torch", "datasets")}

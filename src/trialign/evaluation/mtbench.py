@@ -1,0 +1,212 @@
+"""Answers to two-turn questions, in FastChat's format, with the model's own chat template.
+
+A prompt has the token ids that training would have given it (`data.tokens.Encoder`). Questions are answered in batches
+of similar length, padded on the left. A question's answer does not depend on the company it has in a batch: a
+temperature is applied with noise of the question's own, and a question without room for the longest answer is answered
+alone. (Floating-point sums differ by batch size, so the batch size is part of the recipe.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from trialign import paths
+from trialign.data.cards import quantiles, write_card
+from trialign.data.tokens import Encoder
+from trialign.evaluation.models import load
+from trialign.evaluation.questions import ANSWERS, TURNS, Journal, line, read_questions
+from trialign.recipes import AnswerRecipe
+from trialign.settings import AnswerSettings
+from trialign.steps import Step
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a question asks of the model at one turn.
+
+    ids: the token ids. room: the most tokens that the answer may have; 0 or less where the prompt fills the model's
+    context. seed: of the noise that a temperature above 0 needs.
+    """
+
+    question_id: int | str
+    ids: list[int]
+    room: int
+    temperature: float
+    seed: int
+
+
+class Noise(LogitsProcessor):
+    """Turns the greedy choice into a sample: argmax(scores / T + Gumbel noise) is distributed as softmax(scores / T).
+
+    (Gumbel 1954; the "Gumbel-max trick".) Each row has a generator of its own, so that a sample depends on its question
+    alone; rows of temperature 0 stay greedy. Nothing else (top-k, top-p) shapes the distribution.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt]) -> None:
+        """One prompt for each row of the batch."""
+        self._rows = [(prompt.temperature, torch.Generator().manual_seed(prompt.seed)) for prompt in prompts]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return the scores [rows, vocabulary] of which the greedy choice is the sample."""
+        rows = [
+            row / temperature - torch.empty(row.shape).exponential_(generator=generator).log().to(row.device)
+            if temperature
+            else row
+            for row, (temperature, generator) in zip(scores, self._rows, strict=True)
+        ]
+        return torch.stack(rows)
+
+
+class Writer:
+    """A model that answers prompts."""
+
+    def __init__(self, folder: Path, recipe: AnswerRecipe) -> None:
+        """Load a model folder. UserError if its tokenizer has no chat template, no EOS, or no BOS though asked for."""
+        self._model, self._tokenizer = load(folder)
+        self._encoder = Encoder(self._tokenizer, bos=recipe.bos)
+        self._recipe = recipe
+        self._context: int = self._model.config.max_position_embeddings
+        self._stops = _stops(self._model, self._tokenizer)
+        pad = self._tokenizer.pad_token_id
+        self._pad = min(self._stops) if pad is None else pad
+        # in place of the folder's own: what shapes an answer is in the recipe
+        self._model.generation_config = GenerationConfig(eos_token_id=self._stops, pad_token_id=self._pad)
+
+    def prompt(self, question: Mapping[str, Any], answers: Sequence[str]) -> Prompt:
+        """Return the prompt of the turn that follows `answers` (none, or the first turn's)."""
+        messages = []
+        for request, said in zip(question["turns"], [*answers, ""], strict=False):
+            messages += [{"role": "user", "content": request}, {"role": "assistant", "content": said}]
+        *before, last = self._encoder.encode(self._encoder.turns(messages))
+        ids = [token for turn in before for token in (*turn.context, *turn.answer)] + last.context
+        settings = self._recipe.answers
+        return Prompt(
+            question["question_id"],
+            ids,
+            min(settings.max_new_tokens, self._context - len(ids)),
+            settings.temperatures.get(question["category"], 0.0),
+            _seed(self._recipe.seed, question["question_id"], len(answers)),
+        )
+
+    def write(self, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+        """Answer a batch of prompts with equal room.
+
+        Returns one record each: `text`, `tokens` (EOS included) and `end`: "eos"; "length" where the room was used up;
+        "no_room" where there was none, with an empty text.
+        """
+        if prompts[0].room <= 0:
+            return [
+                {"question_id": prompt.question_id, "text": "", "tokens": 0, "end": "no_room"} for prompt in prompts
+            ]
+        width = max(len(prompt.ids) for prompt in prompts)
+        rows = [[self._pad] * (width - len(prompt.ids)) + prompt.ids for prompt in prompts]
+        mask = [[0] * (width - len(prompt.ids)) + [1] * len(prompt.ids) for prompt in prompts]
+        sampled = any(prompt.temperature for prompt in prompts)
+        output = self._model.generate(
+            torch.tensor(rows, device=self._model.device),
+            attention_mask=torch.tensor(mask, device=self._model.device),
+            max_new_tokens=prompts[0].room,
+            do_sample=False,
+            logits_processor=LogitsProcessorList([Noise(prompts)] if sampled else []),
+        )
+        return [self._record(prompt, row) for prompt, row in zip(prompts, output[:, width:].tolist(), strict=True)]
+
+    def _record(self, prompt: Prompt, row: list[int]) -> dict[str, Any]:
+        end = next((i for i, token in enumerate(row) if token in self._stops), None)
+        ids = row if end is None else row[:end]
+        text = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return {
+            "question_id": prompt.question_id,
+            "text": text.strip(),
+            "tokens": len(ids) + (end is not None),
+            "end": "length" if end is None else "eos",
+        }
+
+
+def answer(step: Step[AnswerRecipe]) -> dict[str, Any]:
+    """Answer the questions. Writes `answers.jsonl` (FastChat's answer format; see `_line`) and `card.json`.
+
+    A restart goes on after the last batch that was written down. Facts: the card.
+    """
+    questions = read_questions(step.input("questions"))
+    folder = step.input("model")
+    writer = Writer(folder, step.recipe)
+    records: dict[int, dict[Any, dict[str, Any]]] = {}
+    for turn in TURNS:
+        said = {
+            question["question_id"]: [records[before][question["question_id"]]["text"] for before in records]
+            for question in questions
+        }
+        prompts = [writer.prompt(question, said[question["question_id"]]) for question in questions]
+        journal = Journal(step.scratch / f"turn{turn}.jsonl")
+        done = {record["question_id"] for record in journal.records}
+        for batch in batches(prompts, step.recipe.answers):
+            if not done.issuperset(prompt.question_id for prompt in batch):
+                journal.append(writer.write(batch))
+        records[turn] = {record["question_id"]: record for record in journal.records}
+    name = model_id(folder)
+    with (step.out / ANSWERS).open("w", encoding="utf-8") as file:
+        for question in questions:
+            texts = [records[turn][question["question_id"]]["text"] for turn in TURNS]
+            file.write(line(_line(name, question["question_id"], texts)))
+    return write_card(step.out, _card(records))
+
+
+def batches(prompts: Iterable[Prompt], settings: AnswerSettings) -> list[list[Prompt]]:
+    """Return the prompts in batches, longest first: those with full room together, each other one alone."""
+    ordered = sorted(prompts, key=lambda prompt: -len(prompt.ids))
+    full = [prompt for prompt in ordered if prompt.room == settings.max_new_tokens]
+    alone = [[prompt] for prompt in ordered if prompt.room != settings.max_new_tokens]
+    return alone + [full[i : i + settings.batch_size] for i in range(0, len(full), settings.batch_size)]
+
+
+def model_id(folder: Path) -> str:
+    """Return what a model is called in answers: `<lineage>/seed<k>` of a run's model folder, else the folder's name."""
+    try:
+        run = paths.parse_suite(folder)
+    except ValueError:
+        return folder.name
+    return f"{run.lineage}/seed{run.seed}"
+
+
+def _stops(model: Any, tokenizer: Any) -> list[int]:
+    """Return the ids that end an answer: the tokenizer's EOS and those that the model's folder names."""
+    named = model.generation_config.eos_token_id
+    return sorted({tokenizer.eos_token_id, *([] if named is None else named if isinstance(named, list) else [named])})
+
+
+def _seed(*values: Any) -> int:
+    return int.from_bytes(hashlib.sha256(repr(values).encode()).digest()[:7], "big")
+
+
+def _line(name: str, question_id: int | str, texts: Sequence[str]) -> dict[str, Any]:
+    """Return a line of FastChat's answer files. `answer_id` is a hash and `tstamp` 0, so that reruns are equal."""
+    digest = hashlib.sha256(repr((name, question_id, texts)).encode()).hexdigest()
+    return {
+        "question_id": question_id,
+        "answer_id": digest[:22],
+        "model_id": name,
+        "choices": [{"index": 0, "turns": texts}],
+        "tstamp": 0.0,
+    }
+
+
+def _card(records: Mapping[int, Mapping[Any, Mapping[str, Any]]]) -> dict[str, Any]:
+    every = [record for turn in records.values() for record in turn.values()]
+    return {
+        "kind": "answers",
+        "rows_in": len(every),
+        "rows": {f"turn {turn}": len(answers) for turn, answers in records.items()},
+        "dropped": {},
+        "empty": sum(not record["text"] for record in every),
+        "ends": dict(Counter(record["end"] for record in every)),
+        "lengths": {"unit": "tokens", "answer": quantiles(record["tokens"] for record in every)},
+    }

@@ -1,0 +1,23 @@
+"""The methods: one file each, found by its name. To add one, add a file with a `METHOD` and name it in a config."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from trialign.errors import UserError, nearest
+from trialign.methods._base import Method, Params, TrlSpec
+
+__all__ = ["Method", "Params", "TrlSpec", "get", "names"]
+
+
+def names() -> list[str]:
+    """Return the names of all methods, sorted."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def get(name: str) -> Method:
+    """Return the method called `name`; UserError with the nearest name if there is none."""
+    if name not in names():
+        raise UserError(f"unknown method {name!r}{nearest(name, names())}; the methods are {', '.join(names())}")
+    return importlib.import_module(f"{__name__}.{name}").METHOD

@@ -1,0 +1,59 @@
+"""Every path of a results tree, once. Rules take the patterns (with Snakemake's `<results>` and wildcards), steps parse.
+
+    <results>/<artifact>.csv ...                          artifacts
+    <results>/data/{source,prepared,tokenizer,tokens}/    data
+    <results>/runs/<lineage>/seed<k>/model, run.json      models
+    <results>/runs/<lineage>/seed<k>/<suite>              harness suites
+    <results>/runs/<lineage>/seed<k>/mtbench/answers      answers, and one folder for each judge beside it
+    <results>/.store/<fingerprint>                        what was published; the rest are hard links to it
+    <results>/.work/<fingerprint>                         work in progress, its lease and its checkpoints
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+STORE = ".store"
+WORK = ".work"
+STAMP = "experiment.json"
+PROVENANCE = "provenance"
+
+WORLD = "<results>/data/world"
+SOURCE = "<results>/data/source/{source}"
+PREPARED = "<results>/data/prepared/{data}"
+TOKENIZER = "<results>/data/tokenizer/{model}"
+TOKENS = "<results>/data/tokens/{model}/{data}"
+RUN = "<results>/runs/{lineage}/seed{seed}"
+MODEL = RUN + "/model"
+RUN_JSON = RUN + "/run.json"
+SUITE = RUN + "/{suite}"
+ANSWERS = RUN + "/mtbench/answers"
+JUDGED = RUN + "/mtbench/{judge}"
+
+_SUITE = re.compile(r"(?:.*/)?runs/(?P<lineage>[^/]+)/seed(?P<seed>\d+)/(?P<suite>[^/]+)(?:/(?P<judge>[^/]+))?/?")
+
+
+class SuiteId(NamedTuple):
+    """Which results a suite folder holds. `judge` is None for harness suites."""
+
+    lineage: str
+    seed: int
+    suite: str
+    judge: str | None
+
+
+def parse_suite(path: Path) -> SuiteId:
+    """Read the identity of a suite folder from its path; ValueError if it is not one."""
+    match = _SUITE.fullmatch(path.as_posix())
+    if not match:
+        raise ValueError(f"{path} is not a suite folder (runs/<lineage>/seed<k>/<suite>[/<judge>])")
+    return SuiteId(match["lineage"], int(match["seed"]), match["suite"], match["judge"])
+
+
+def find_commands() -> None:
+    """Let jobs find the commands of this very Python environment, also when it was not activated."""
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -1,0 +1,285 @@
+"""Recipes: everything that shapes the output of one step, resolved and typed.
+
+A recipe is passed to its step as canonical JSON (`Recipe.canonical`). `step` names the step; `version` is raised when
+the code of that step changes what it produces, so that old results are not taken for new ones. Nothing here imports
+torch: the Snakefile and the plan read this module.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+
+from trialign.settings import (
+    AnswerSettings,
+    ChatRules,
+    FeedbackRules,
+    HarnessTask,
+    HubRepository,
+    JudgeSettings,
+    PretrainSettings,
+    Training,
+    WorldSettings,
+)
+
+View = Literal["conversation", "reference", "reference-rejected", "chosen-rejected", "triple"]
+
+
+class Recipe(BaseModel):
+    """Base of all recipes: frozen, no unknown keys, canonical JSON with sorted keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def canonical(self) -> str:
+        """Return the recipe as JSON with sorted keys and no spaces: equal recipes have equal strings."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+class WorldRecipe(Recipe):
+    """Generate the demo world. No inputs."""
+
+    step: Literal["world"] = "world"
+    version: Literal[1] = 1
+    settings: WorldSettings
+
+
+class FetchRecipe(Recipe):
+    """Download a repository of the hub at a pinned revision. No inputs."""
+
+    step: Literal["fetch"] = "fetch"
+    version: Literal[1] = 1
+    repository: HubRepository
+
+
+class TokenizerRecipe(Recipe):
+    """Take (input `model`: a fetched model) or train (input `corpus`: pre-training text) a base model's tokenizer."""
+
+    step: Literal["tokenizer"] = "tokenizer"
+    version: Literal[1] = 1
+    vocab_size: int | None
+    chat_template: str
+
+
+class PretrainRecipe(Recipe):
+    """Pre-train a tiny base model. Inputs: `corpus`, `tokenizer`."""
+
+    step: Literal["pretrain"] = "pretrain"
+    version: Literal[1] = 1
+    settings: PretrainSettings
+    seed: int
+
+
+class ImportRecipe(Recipe):
+    """Make a run of a fetched model. Inputs: `model` (the fetched repository), `tokenizer`."""
+
+    step: Literal["import"] = "import"
+    version: Literal[1] = 1
+
+
+class ChatRecipe(Recipe):
+    """Prepare conversations for SFT. Input: `source`."""
+
+    step: Literal["chat"] = "chat"
+    version: Literal[1] = 1
+    data: ChatRules
+
+
+class TriplesRecipe(Recipe):
+    """Prepare triples (prompt, reference, chosen, rejected). Input: `source`."""
+
+    step: Literal["triples"] = "triples"
+    version: Literal[1] = 1
+    data: FeedbackRules
+
+
+class TokensRecipe(Recipe):
+    """Render a prepared data set with a model's chat template and tokenise it. Inputs: `data`, `tokenizer`."""
+
+    step: Literal["tokens"] = "tokens"
+    version: Literal[1] = 1
+    kind: Literal["chat", "triples"]
+    bos: bool
+    max_length: int
+    max_prompt_length: int
+
+
+class TrainRecipe(Recipe):
+    """Train one stage. Inputs: `parent` (a model folder), `tokens` (a tokens folder)."""
+
+    step: Literal["train"] = "train"
+    version: Literal[1] = 1
+    method: str
+    params: dict[str, float | int | str | bool]
+    view: View
+    training: Training
+    seed: int
+
+
+class EvaluateRecipe(Recipe):
+    """Evaluate one suite of harness benchmarks on one model.
+
+    Inputs: `model`, and for each benchmark `name` its data as `data.<name>` (a source folder).
+    """
+
+    step: Literal["evaluate"] = "evaluate"
+    version: Literal[1] = 1
+    benchmarks: dict[str, HarnessTask]
+    bos: bool
+    batch_size: int
+
+
+class AnswerRecipe(Recipe):
+    """Answer the two-turn questions. Inputs: `model`, `questions` (a source folder)."""
+
+    step: Literal["answer"] = "answer"
+    version: Literal[1] = 1
+    answers: AnswerSettings
+    bos: bool
+    seed: int
+
+
+class JudgeRecipe(Recipe):
+    """Judge stored answers. Inputs: `answers` (the folder that the answer step published), `questions`."""
+
+    step: Literal["judge"] = "judge"
+    version: Literal[1] = 1
+    judge: JudgeSettings
+
+
+class Cell(BaseModel):
+    """Where a number of an artifact comes from: the mean over `seeds` of `metric` of `benchmark` for `lineage`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    lineage: str
+    benchmark: str
+    metric: str
+
+
+class Column(BaseModel):
+    """A column of numbers: a metric of a benchmark, or the unweighted mean of several (`mean_of`).
+
+    `scale` multiplies the number (100: accuracy to percent); a mean keeps the scales of its members.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    label: str
+    benchmark: str | None = None
+    metric: str | None = None
+    mean_of: tuple[Column, ...] = ()
+    scale: float = 1.0
+    aggregate: Literal["items", "subsets"] = "items"
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Column:
+        if (self.benchmark is None) != (self.metric is None) or (self.benchmark is None) == (not self.mean_of):
+            raise ValueError(f"column '{self.label}' needs either benchmark and metric, or mean_of")
+        if self.mean_of and (self.scale != 1 or any(member.mean_of for member in self.mean_of)):
+            raise ValueError(f"column '{self.label}': the scale belongs to the members of mean_of, each a benchmark")
+        return self
+
+
+class Row(BaseModel):
+    """A row: its leading text cells (`Model`, `Align`, ...) and its lineage."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    lineage: str
+    texts: dict[str, str]
+
+
+class Artifact(Recipe):
+    """What tables and figures share. Inputs: `results`, the suite folders that their cells need (see `paths.parse_suite`)."""
+
+    name: str
+    title: str
+    caption: str
+    notice: str = ""
+    seeds: tuple[int, ...]
+
+
+class TableRecipe(Artifact):
+    """A table: rows are lineages, columns benchmarks. `texts` names the leading text columns, in order."""
+
+    step: Literal["table"] = "table"
+    version: Literal[1] = 1
+    texts: tuple[str, ...]
+    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
+
+
+class PivotRecipe(Artifact):
+    """A table of one benchmark (Tables 3 and 7): `cells[row][column]` is a lineage.
+
+    `rows` and `columns` give the order of the labels, which the sorted keys of `cells` lose.
+    """
+
+    step: Literal["pivot"] = "pivot"
+    version: Literal[1] = 1
+    corner: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    cells: dict[str, dict[str, str]]
+    column: Column
+
+
+class GridRecipe(Artifact):
+    """A figure over alpha x beta: `cells[alpha][beta]` is a lineage; `columns` are its panels; `baseline` a lineage."""
+
+    step: Literal["grid"] = "grid"
+    version: Literal[1] = 1
+    cells: dict[str, dict[str, str]]
+    columns: tuple[Column, ...]
+    baseline: str
+    baseline_label: str
+
+
+class FactsRecipe(Artifact):
+    """The table of benchmarks (Table 4). Its input `results` is one model's suite folders, for the item counts.
+
+    `columns` are the text columns, `rows` their cells, and `benchmarks` names the benchmark of each row; the number of
+    its items is the last column.
+    """
+
+    step: Literal["facts"] = "facts"
+    version: Literal[1] = 1
+    columns: tuple[str, ...]
+    rows: tuple[dict[str, str], ...]
+    benchmarks: tuple[str, ...]
+
+
+class ResultsRecipe(Recipe):
+    """The tidy `results.csv`: everything that the artifacts measured. Input: `results`."""
+
+    step: Literal["results"] = "results"
+    version: Literal[1] = 1
+    experiment: str
+    columns: tuple[Column, ...]
+
+
+AnyRecipe = Annotated[
+    WorldRecipe
+    | FetchRecipe
+    | TokenizerRecipe
+    | PretrainRecipe
+    | ImportRecipe
+    | ChatRecipe
+    | TriplesRecipe
+    | TokensRecipe
+    | TrainRecipe
+    | EvaluateRecipe
+    | AnswerRecipe
+    | JudgeRecipe
+    | TableRecipe
+    | PivotRecipe
+    | GridRecipe
+    | FactsRecipe
+    | ResultsRecipe,
+    Field(discriminator="step"),
+]
+_ANY: TypeAdapter[Any] = TypeAdapter(AnyRecipe)
+
+
+def parse(text: str) -> Recipe:
+    """Read a recipe from JSON; raises pydantic.ValidationError on anything that is not exactly a recipe."""
+    return _ANY.validate_json(text)

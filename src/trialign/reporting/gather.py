@@ -1,0 +1,172 @@
+"""Numbers from item records: suite folders in, means with standard errors and counts out.
+
+A suite folder holds `items.parquet`, one row per item and metric. Whose results they are is in the folder's path. Every
+number of every artifact comes through `Measurements.value`; a number that cannot be made is an error that names it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from trialign.errors import UserError
+from trialign.paths import SuiteId, parse_suite
+from trialign.recipes import Column
+
+_KEY = ["benchmark", "metric"]
+_COLUMNS = ["benchmark", "subset", "item", "metric", "value"]
+
+
+class Value(NamedTuple):
+    """A mean, its standard error (nan where undefined: a single item) and the number of item records behind it."""
+
+    value: float
+    stderr: float
+    n: int
+
+    def scaled(self, factor: float) -> Value:
+        """Return the value in other units: `factor` 100 makes percent of an accuracy."""
+        return Value(self.value * factor, self.stderr * factor, self.n)
+
+
+class Measured(NamedTuple):
+    """One metric of one benchmark in one suite folder, as the mean over items and as the mean over subsets."""
+
+    items: Value
+    subsets: Value
+    names: frozenset[str]
+
+
+Suite = dict[tuple[str, str], Measured]
+
+
+def mean(values: Sequence[Value]) -> Value:
+    """Return the unweighted mean of independent values: standard error sqrt(sum se^2) / k, n their sum."""
+    k = len(values)
+    return Value(
+        math.fsum(value.value for value in values) / k,
+        math.sqrt(math.fsum(value.stderr**2 for value in values)) / k,
+        sum(value.n for value in values),
+    )
+
+
+def over_seeds(values: Sequence[Value]) -> Value:
+    """Return the mean over runs that differ in their seed: standard error sqrt(W + B / K), n the sum.
+
+    W is the mean of the runs' squared standard errors: all runs meet the same items, so more seeds do not make the
+    sampling of items more certain. B is the variance (ddof 1) of the K runs' values, the seeds' own scatter.
+    """
+    k = len(values)
+    if k == 1:
+        return values[0]
+    centre = math.fsum(value.value for value in values) / k
+    within = math.fsum(value.stderr**2 for value in values) / k
+    between = math.fsum((value.value - centre) ** 2 for value in values) / (k - 1)
+    return Value(centre, math.sqrt(within + between / k), sum(value.n for value in values))
+
+
+def read(folder: Path) -> Suite:
+    """Read a suite folder: (benchmark, metric) -> its means, in the records' own units.
+
+    The standard error of a mean over items is sd / sqrt(n) with ddof 1; items count as independent, also the two turns
+    of one question. UserError for records that are not numbers or occur twice.
+    """
+    path = folder / "items.parquet"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: evaluate this suite again (ask Snakemake for the folder {folder})")
+    items = pd.read_parquet(path, columns=_COLUMNS)
+    _check(items, path)
+    groups = items.groupby(_KEY, sort=True)["value"].agg(["mean", "std", "count"])
+    subsets = items.groupby([*_KEY, "subset"], sort=True)["value"].agg(["mean", "std", "count"])
+    parts: dict[tuple[str, str], dict[str, Value]] = {}
+    for (benchmark, metric, subset), row in zip(subsets.index, subsets.itertuples(index=False), strict=True):
+        parts.setdefault((benchmark, metric), {})[subset] = _value(row)
+    return {
+        key: Measured(_value(row), mean(list(parts[key].values())), frozenset(parts[key]))
+        for key, row in zip(groups.index, groups.itertuples(index=False), strict=True)
+    }
+
+
+def _value(row: tuple[float, float, int]) -> Value:
+    centre, deviation, n = row
+    return Value(float(centre), float(deviation) / math.sqrt(n), int(n))
+
+
+def _check(items: pd.DataFrame, path: Path) -> None:
+    bad = items[~items["value"].map(math.isfinite)]
+    if len(bad):
+        first = bad.iloc[0]
+        raise UserError(
+            f"{path}: {len(bad)} values are not numbers, first item '{first['item']}' of {first['benchmark']}, metric "
+            f"{first['metric']}: such items are counted in a card, never kept as values"
+        )
+    twice = items[items.duplicated(["benchmark", "subset", "item", "metric"])]
+    if len(twice):
+        first = twice.iloc[0]
+        raise UserError(
+            f"{path}: item '{first['item']}' of {first['benchmark']}, metric {first['metric']}, is there twice "
+            f"({len(twice)} repeated records): keep one record for each item and metric"
+        )
+
+
+class Measurements:
+    """What the suite folders of one artifact hold, by lineage and seed."""
+
+    def __init__(self, artifact: str, folders: Iterable[Path]) -> None:
+        """Read `folders`. UserError where two hold the same numbers, or where a benchmark has other subsets in one."""
+        self.artifact = artifact
+        self._runs: dict[tuple[str, int], Suite] = {}
+        subsets: dict[tuple[str, str], tuple[frozenset[str], SuiteId]] = {}
+        for folder in folders:
+            identity, suite = parse_suite(folder), read(folder)
+            run = self._runs.setdefault((identity.lineage, identity.seed), {})
+            for key, measured in suite.items():
+                if key in run:
+                    raise UserError(
+                        f"{artifact}: {key[0]} ({key[1]}) of {identity.lineage}, seed {identity.seed}, comes from two "
+                        f"folders, one of them {folder}: give one folder and one judge for each"
+                    )
+                names, other = subsets.setdefault(key, (measured.names, identity))
+                if names != measured.names:
+                    raise UserError(
+                        f"{artifact}: {key[0]} ({key[1]}) has other subsets for {identity.lineage}, seed "
+                        f"{identity.seed}, than for {other.lineage}, seed {other.seed} "
+                        f"({', '.join(sorted(names ^ measured.names)[:5])}): evaluate both on the same ones"
+                    )
+            run.update(suite)
+
+    def value(self, column: Column, lineage: str, seeds: Sequence[int]) -> Value:
+        """Return a cell in the column's units: the mean over seeds of the mean over items, subsets or benchmarks.
+
+        UserError that names the cell where an item record that it needs is missing.
+        """
+        if column.mean_of:
+            return over_seeds([mean([self._one(part, lineage, seed) for part in column.mean_of]) for seed in seeds])
+        return over_seeds([self._one(column, lineage, seed) for seed in seeds])
+
+    def count(self, benchmark: str) -> int:
+        """Return how many items the benchmark has; UserError where no folder holds any."""
+        counts = {
+            measured.items.n
+            for suite in self._runs.values()
+            for (name, _), measured in suite.items()
+            if name == benchmark
+        }
+        if not counts:
+            raise UserError(f"{self.artifact}: no item of benchmark '{benchmark}' in the results it was given")
+        return max(counts)
+
+    def _one(self, column: Column, lineage: str, seed: int) -> Value:
+        suite = self._runs.get((lineage, seed), {})
+        measured = suite.get((column.benchmark or "", column.metric or ""))
+        if measured is None:
+            there = ", ".join(f"{benchmark} ({metric})" for benchmark, metric in sorted(suite)) or "nothing"
+            raise UserError(
+                f"{self.artifact}: no result for column '{column.label}' of {lineage}, seed {seed}: its runs hold "
+                f"{there}, not {column.benchmark} ({column.metric})"
+            )
+        return (measured.subsets if column.aggregate == "subsets" else measured.items).scaled(column.scale)

@@ -1,0 +1,193 @@
+"""Typed settings that a config states and a recipe carries: training, data, benchmarks, judge, demo world.
+
+Units are in the descriptions, which also make the config reference. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Settings(BaseModel):
+    """Base: frozen, unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HubRepository(Settings):
+    """A repository of the hub."""
+
+    kind: Literal["hub"] = "hub"
+    repo: str = Field(pattern=r"^[^/\s]+/[^/\s]+$", description="owner/name on the hub")
+    type: Literal["model", "dataset", "space"] = Field(description="what kind of repository it is")
+    revision: str = Field(min_length=1, description="commit hash, tag or branch")
+    include: tuple[str, ...] = Field(default=(), description="file patterns to fetch; empty: all files")
+    folder: str = Field(default="", description="the folder of the repository that holds the data; empty: its root")
+
+
+class WorldPart(Settings):
+    """A part of the generated demo world."""
+
+    kind: Literal["world"] = "world"
+    part: str = Field(description="folder of the world: pretrain, ultrachat, ultrafeedback, mt_bench, benchmarks/<name>")
+
+
+class LocalFolder(Settings):
+    """A folder of the user's own."""
+
+    kind: Literal["local"] = "local"
+    path: str = Field(description="path of the folder, relative to the working directory")
+
+
+Source = Annotated[HubRepository | WorldPart | LocalFolder, Field(discriminator="kind")]
+
+
+class WorldSettings(Settings):
+    """The generated demo world: its seed and its sizes."""
+
+    seed: int = Field(description="seed of the world; another seed is another world")
+    documents: int = Field(default=6000, gt=0, description="pre-training texts")
+    conversations: int = Field(default=1500, gt=0, description="conversations to train on")
+    test_conversations: int = Field(default=100, gt=0, description="conversations held out")
+    feedback: int = Field(default=1800, gt=0, description="rows of preferences, blemished ones included")
+    items: int = Field(default=200, gt=0, description="scored items of each benchmark; each MMLU subject has 0.3 of it")
+    questions: int = Field(default=25, gt=0, description="two-turn questions of each of the eight categories")
+
+
+class PretrainSettings(Settings):
+    """A tiny base model, pre-trained on the demo world. Lengths are in tokens, batches in blocks."""
+
+    architecture: Literal["mistral", "phi"] = Field(description="transformers model class")
+    hidden_size: int = Field(default=64, gt=0, description="width of the model")
+    intermediate_size: int = Field(default=256, gt=0, description="width of the feed-forward layers")
+    layers: int = Field(default=2, gt=0, description="number of layers")
+    heads: int = Field(default=4, gt=0, description="attention heads")
+    kv_heads: int = Field(default=2, gt=0, description="key and value heads")
+    positions: int = Field(default=512, gt=0, description="longest context")
+    block: int = Field(default=256, gt=0, description="length of a training block")
+    batch: int = Field(default=16, gt=0, description="blocks of one step")
+    steps: int = Field(default=600, gt=0, description="training steps")
+    learning_rate: float = Field(default=3e-3, gt=0, description="peak learning rate; cosine to a tenth of it")
+    warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps that warm up")
+    checkpoint_every: int = Field(default=200, gt=0, description="steps between two checkpoints")
+
+
+class Training(Settings):
+    """One training stage. Lengths are in tokens, batch sizes in prompts."""
+
+    learning_rate: float = Field(default=5e-7, gt=0, description="peak learning rate")
+    schedule: Literal["linear", "cosine", "constant"] = Field(default="linear", description="learning-rate schedule")
+    warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps that warm up")
+    batch: int = Field(default=16, gt=0, description="global batch, in prompts")
+    epochs: float = Field(default=1, gt=0, description="passes over the training data")
+    max_steps: int | None = Field(default=None, gt=0, description="stop after this many steps; null: by epochs")
+    weight_decay: float = Field(default=0.0, ge=0, description="AdamW weight decay")
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW beta1")
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW beta2")
+    adam_epsilon: float = Field(default=1e-8, gt=0, description="AdamW epsilon")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="gradient clipping norm")
+    precision: Literal["bf16", "fp32"] = Field(default="bf16", description="compute precision; master weights are fp32")
+    gradient_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout in the policy, whatever the checkpoint ships")
+
+
+class ChatRules(Settings):
+    """How conversations in UltraChat 200k's schema are prepared for SFT."""
+
+    train_split: str = Field(default="train_sft", description="split (file stem or hub split) to train on")
+    eval_split: str = Field(default="test_sft", description="split to evaluate the loss on")
+    train_rows: int | None = Field(default=None, gt=0, description="rows to sample for training; null: all")
+    eval_rows: int | None = Field(default=None, gt=0, description="rows to sample for evaluation; null: all")
+    seed: int = Field(default=42, description="seed of the sample")
+
+
+class ChatData(ChatRules):
+    """Conversations for SFT, in UltraChat 200k's schema."""
+
+    kind: Literal["chat"] = "chat"
+    source: str = Field(description="a name under `sources`")
+    max_length: int = Field(default=2048, gt=0, description="longest conversation; longer ones are counted and truncated")
+
+
+class FeedbackRules(Settings):
+    """How scored completions in openbmb/UltraFeedback's schema are made into triples."""
+
+    split: str = Field(default="train", description="split to read")
+    train_rows: int = Field(gt=0, description="prompts to train on")
+    eval_rows: int = Field(gt=0, description="prompts held out")
+    score: Literal["overall_score", "fine-grained_score"] = Field(default="overall_score", description="score to rank by")
+    ties: Literal["paper", "released"] = Field(
+        default="paper",
+        description="paper: three distinct responses, strictly ordered ends; released: argmax, argsort[1], argmin",
+    )
+    exclude_sources: tuple[str, ...] = Field(default=(), description="UltraFeedback `source` values to leave out")
+    seed: int = Field(default=42, description="seed of the sample and the split")
+
+
+class FeedbackData(FeedbackRules):
+    """Scored completions in openbmb/UltraFeedback's schema, made into triples."""
+
+    kind: Literal["triples"] = "triples"
+    source: str = Field(description="a name under `sources`")
+    max_length: int = Field(default=1024, gt=0, description="longest prompt + response; longer rows are dropped and counted")
+    max_prompt_length: int = Field(default=512, gt=0, description="longest prompt; longer rows are dropped and counted")
+
+
+Data = Annotated[ChatData | FeedbackData, Field(discriminator="kind")]
+
+
+class HarnessTask(Settings):
+    """How lm-eval scores a benchmark, by the harness's own task definition."""
+
+    include: str = Field(description="the harness's task file, relative to lm_eval/tasks; {subset} is filled in")
+    subsets: tuple[str, ...] = Field(default=(), description="subtasks (MMLU's subjects); empty: one task")
+    shots: int = Field(ge=0, description="few-shot examples")
+    metric: str = Field(description="the harness's metric")
+    aggregate: Literal["items", "subsets"] = Field(
+        default="items", description="items: mean over items; subsets: unweighted mean of the subsets' means"
+    )
+    split: str = Field(default="test", description="the split that is scored")
+    limit: int | None = Field(default=None, gt=0, description="items per task; null: all")
+
+
+class HarnessBenchmark(HarnessTask):
+    """A benchmark that lm-eval scores."""
+
+    kind: Literal["harness"] = "harness"
+    label: str = Field(description="column heading")
+    suite: str = Field(description="benchmarks of one suite are evaluated in one process on one loaded model")
+    source: str = Field(description="a name under `sources`: where the data is")
+    ours: tuple[str, ...] = Field(default=(), description="which of these settings the paper does not state")
+
+
+class JudgedBenchmark(Settings):
+    """A benchmark of two-turn questions that a judge rates from 1 to 10."""
+
+    kind: Literal["judged"] = "judged"
+    label: str = Field(description="column heading")
+    suite: Literal["mtbench"] = Field(default="mtbench", description="always mtbench")
+    metric: str = Field(default="score", description="score, first_turn, second_turn, or a component of the judge")
+    source: str = Field(description="a name under `sources`: where the questions are")
+
+
+Benchmark = Annotated[HarnessBenchmark | JudgedBenchmark, Field(discriminator="kind")]
+
+
+class AnswerSettings(Settings):
+    """How models answer the two-turn questions."""
+
+    max_new_tokens: int = Field(default=1024, gt=0, description="longest answer")
+    temperatures: dict[str, float] = Field(default={}, description="temperature by category; 0 (greedy) where not named")
+    batch_size: int = Field(default=16, gt=0, description="questions answered at a time")
+
+
+class JudgeSettings(Settings):
+    """Who judges."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="name of the judge, a path segment")
+    kind: Literal["openai", "rubric"] = Field(description="openai: an OpenAI-compatible endpoint; rubric: the demo's")
+    model: str | None = Field(default=None, description="model name to ask for")
+    base_url: str | None = Field(default=None, description="endpoint; null: the client's default")
+    max_unjudged: float = Field(default=0.05, ge=0, le=1, description="largest share of unjudged answers with a score")

@@ -1,0 +1,253 @@
+"""How a step runs: lease, work directory, atomic publish, provenance. Every step goes through `run`.
+
+A step is a function of one argument, a `Step`. It reads `step.recipe` and `step.inputs`, writes its result into
+`step.out`, may keep what a restart needs (checkpoints) in `step.scratch`, and returns facts for `run.json`.
+
+`run` gives it `.work/<fingerprint>/{out,scratch}` in the results tree, moves the finished `out` to `.store/<fingerprint>`
+by one rename, and links it to where it was asked for. What is in the store already is linked again in milliseconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from trialign import paths
+from trialign.errors import UserError
+from trialign.recipes import Recipe
+
+R = TypeVar("R")
+RUN_JSON = "run.json"
+LEASE = "lease.json"
+SNAKEMAKE_TIMESTAMP = ".snakemake_timestamp"  # appears in directory outputs after the step has ended
+VERSIONS = ("trialign", "torch", "transformers", "trl", "datasets", "accelerate", "lm-eval", "pandas", "numpy")
+
+# step -> where its function is; imported when it runs, so that no step pays for another's imports
+FUNCTIONS = {
+    "world": "trialign.demo.world:build",
+    "fetch": "trialign.data.sources:fetch",
+    "tokenizer": "trialign.data.tokenizers:tokenizer",
+    "import": "trialign.data.tokenizers:import_model",
+    "chat": "trialign.data.chat:prepare",
+    "triples": "trialign.data.triples:prepare",
+    "tokens": "trialign.data.tokens:tokenise",
+    "pretrain": "trialign.training.pretrain:pretrain",
+    "train": "trialign.training.trl:train",
+    "evaluate": "trialign.evaluation.harness:evaluate",
+    "answer": "trialign.evaluation.mtbench:answer",
+    "judge": "trialign.evaluation.judge:judge",
+    "table": "trialign.reporting.tables:table",
+    "pivot": "trialign.reporting.tables:pivot",
+    "facts": "trialign.reporting.tables:facts",
+    "grid": "trialign.reporting.figures:grid",
+    "results": "trialign.reporting.results:results",
+}
+
+
+@dataclass(frozen=True)
+class Step(Generic[R]):
+    """One step at work.
+
+    recipe: the typed recipe. inputs: named input paths. out: the folder to fill with the result, empty at the start.
+    scratch: a folder that survives a kill and is removed once the result is published.
+    """
+
+    recipe: R
+    inputs: Mapping[str, tuple[Path, ...]]
+    out: Path
+    scratch: Path
+
+    def input(self, name: str) -> Path:
+        """Return the only input called `name`; KeyError or ValueError if there is none or there are several."""
+        (path,) = self.inputs[name]
+        return path
+
+
+def run(recipe: Recipe, inputs: Mapping[str, tuple[Path, ...]], root: Path, output: Path) -> str:
+    """Make the step's result, or take it from the store, and link it into the folder `output`.
+
+    root: the results tree. Returns "made" or "restored". Raises UserError when an input is missing or another process
+    holds the step; whatever the step itself raises leaves its scratch folder for the next start.
+    """
+    fingerprints = {name: [input_fingerprint(path) for path in group] for name, group in inputs.items()}
+    fingerprint = digest({"recipe": json.loads(recipe.canonical()), "inputs": fingerprints})
+    stored = root / paths.STORE / fingerprint
+    done = "restored"
+    if not (stored / RUN_JSON).is_file():
+        with _lease(root / paths.WORK / fingerprint) as work:
+            if not (stored / RUN_JSON).is_file():
+                _make(recipe, inputs, fingerprints, fingerprint, work, stored)
+                done = "made"
+    _link(stored, output, _provenance_path(recipe, root, output))
+    return done
+
+
+def digest(value: Any) -> str:
+    """Return the first 32 hexadecimal digits of the SHA-256 of a JSON-able value's canonical text."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def input_fingerprint(path: Path) -> str:
+    """Return what identifies an input: the fingerprint of the step that made it and its place in that result.
+
+    A path that no step made (a local folder or file) is identified by the hash of its contents.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: this input does not exist; make it first, or let snakemake make it")
+    for folder in [path, *path.parents]:
+        if (folder / RUN_JSON).is_file():
+            made = json.loads((folder / RUN_JSON).read_text())
+            return f"{made['fingerprint']}/{path.relative_to(folder).as_posix()}"
+    return digest(hashes(path))
+
+
+def hashes(path: Path) -> dict[str, str]:
+    """Return relative file name -> SHA-256 of every file of a folder (or of the one file), in order of name."""
+    files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
+    return {
+        file.relative_to(path).as_posix(): hashlib.file_digest(file.open("rb"), "sha256").hexdigest()
+        for file in files
+        if file.name not in (SNAKEMAKE_TIMESTAMP, RUN_JSON)
+    }
+
+
+def _make(
+    recipe: Any,
+    inputs: Mapping[str, tuple[Path, ...]],
+    fingerprints: Mapping[str, list[str]],
+    fingerprint: str,
+    work: Path,
+    stored: Path,
+) -> None:
+    out, scratch = work / "out", work / "scratch"
+    shutil.rmtree(out, ignore_errors=True)  # half a result of an earlier start is never read
+    out.mkdir(parents=True)
+    scratch.mkdir(exist_ok=True)
+    started, clock = datetime.now(UTC), time.monotonic()
+    if recipe.step != "fetch":
+        _switch_off_hub()
+    facts = _function(recipe)(Step(recipe, inputs, out, scratch))
+    record = {
+        "fingerprint": fingerprint,
+        "recipe": json.loads(recipe.canonical()),
+        "inputs": fingerprints,
+        "facts": facts,
+        "files": hashes(out),
+        "versions": versions(),
+        "python": platform.python_version(),
+        "host": socket.gethostname(),
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - clock, 3),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+    }
+    (out / RUN_JSON).write_text(json.dumps(record, indent=1, sort_keys=True, default=str) + "\n")
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(stored, ignore_errors=True)
+    out.rename(stored)
+
+
+def _function(recipe: Any) -> Callable[[Step[Any]], dict[str, Any]]:
+    module, _, name = FUNCTIONS[recipe.step].partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _switch_off_hub() -> None:
+    """Only downloads touch the network: compute nodes need none, and nothing unpinned gets in."""
+    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
+
+
+def versions() -> dict[str, str]:
+    """Return the installed versions of the packages that shape results."""
+    return {name: importlib.metadata.version(name) for name in VERSIONS}
+
+
+@contextmanager
+def _lease(work: Path) -> Iterator[Path]:
+    """Hold the work directory: one process at a time. A dead holder on this host is taken over, a live one is an error."""
+    work.mkdir(parents=True, exist_ok=True)
+    lease = work / LEASE
+    mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "birth": _birth(os.getpid())})
+    try:
+        _create(lease, mine)
+    except FileExistsError:
+        _take_over(lease, mine)
+    try:
+        yield work
+    except BaseException:
+        lease.unlink(missing_ok=True)  # the scratch folder stays for the next start
+        raise
+    shutil.rmtree(work)
+
+
+def _create(lease: Path, text: str) -> None:
+    """Write the lease and give it its name in one step, so that a holder never shows half a lease."""
+    draft = lease.with_name(f"{LEASE}.{os.getpid()}")
+    draft.write_text(text)
+    try:
+        os.link(draft, lease)
+    finally:
+        draft.unlink()
+
+
+def _take_over(lease: Path, mine: str) -> None:
+    holder = json.loads(lease.read_text())
+    if holder["host"] != socket.gethostname():
+        raise UserError(
+            f"{lease}: held by process {holder['pid']} on host {holder['host']}; "
+            f"if that process is gone, delete this file and start again"
+        )
+    if _birth(holder["pid"]) == holder["birth"]:
+        raise UserError(f"{lease}: process {holder['pid']} is working on this step; wait for it, or end it first")
+    lease.unlink()
+    _create(lease, mine)
+
+
+def _birth(pid: int) -> str | None:
+    """Return the kernel's start time of a process, None if there is none: a reused pid has another."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except OSError:
+        return None
+
+
+def _provenance_path(recipe: Any, root: Path, output: Path) -> Path:
+    """Artifacts share the results root: their records lie together in `provenance/`, the others' beside the result."""
+    name = getattr(recipe, "name", recipe.step)
+    return root / paths.PROVENANCE / f"{name}.json" if output == root else output / RUN_JSON
+
+
+def _link(stored: Path, output: Path, record: Path) -> None:
+    """Hard-link a stored result to where it was asked for, replacing what is there; copy where links are impossible."""
+    output.mkdir(parents=True, exist_ok=True)
+    for item in sorted(stored.iterdir()):
+        target = record if item.name == RUN_JSON else output / item.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        if item.is_dir():
+            shutil.copytree(item, target, copy_function=_link_file)
+        else:
+            _link_file(str(item), str(target))
+
+
+def _link_file(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target

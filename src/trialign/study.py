@@ -1,0 +1,420 @@
+"""What an experiment needs: lineages and suites of an artifact, the paths of their results, and the recipe of each step.
+
+The Snakefile asks this module and holds no logic of its own. Paths are relative to the repository, below
+`experiment.results_dir`. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar, cast
+
+from trialign import methods, paths, recipes
+from trialign.config import (
+    AnyArtifact,
+    ColumnSpec,
+    Experiment,
+    FactsArtifact,
+    GridArtifact,
+    PivotArtifact,
+    RowSpec,
+    TableArtifact,
+    grid_lineages,
+)
+from trialign.errors import UserError
+from trialign.lineage import Lineage, spell
+from trialign.settings import (
+    ChatRules,
+    FeedbackRules,
+    HarnessBenchmark,
+    HarnessTask,
+    HubRepository,
+    JudgedBenchmark,
+    LocalFolder,
+    Settings,
+    WorldPart,
+)
+
+MTBENCH = "mtbench"
+S = TypeVar("S", bound=Settings)
+
+
+# --- the results tree -------------------------------------------------------------------------------------------------
+
+
+def check_tree(experiment: Experiment) -> None:
+    """Refuse a results tree that belongs to another experiment: two of them never meet in one tree."""
+    stamp_file = Path(experiment.results_dir) / paths.STAMP
+    if stamp_file.is_file():
+        owner = json.loads(stamp_file.read_text())["name"]
+        if owner != experiment.name:
+            raise UserError(
+                f"config: results_dir: '{experiment.results_dir}' holds the results of experiment '{owner}', not of "
+                f"'{experiment.name}': give another results_dir, or --profile profiles/{owner} if you meant that one"
+            )
+
+
+def stamp(experiment: Experiment) -> None:
+    """Mark a results tree as this experiment's."""
+    root = Path(experiment.results_dir)
+    root.mkdir(parents=True, exist_ok=True)
+    (root / paths.STAMP).write_text(json.dumps({"name": experiment.name}) + "\n")
+
+
+# --- what an artifact needs -------------------------------------------------------------------------------------------
+
+
+def lineages(experiment: Experiment, artifact: AnyArtifact) -> list[str]:
+    """Return the canonical lineages of an artifact's rows, each once, in order."""
+    match artifact:
+        case TableArtifact():
+            texts = [row if isinstance(row, str) else row.lineage for row in artifact.rows]
+        case PivotArtifact():
+            texts = [f"{row}+{stages}" for row in artifact.rows.values() for stages in artifact.columns.values()]
+        case GridArtifact():
+            texts = [artifact.baseline, *grid_lineages(artifact)]
+        case FactsArtifact():
+            texts = [artifact.lineage]
+    return list(dict.fromkeys(str(experiment.lineage(text)) for text in texts))
+
+
+def suites(experiment: Experiment, artifact: AnyArtifact) -> list[str]:
+    """Return the suites that an artifact's columns need, in the config's order of benchmarks."""
+    match artifact:
+        case PivotArtifact():
+            specs: Sequence[str | ColumnSpec] = (artifact.benchmark,)
+        case FactsArtifact():
+            specs = artifact.benchmarks
+        case _:
+            specs = artifact.columns
+    needed = {name for spec in specs for name in _benchmarks(spec)}
+    return list(dict.fromkeys(item.suite for name, item in experiment.benchmarks.items() if name in needed))
+
+
+def results(experiment: Experiment, artifacts: Iterable[AnyArtifact]) -> list[str]:
+    """Return the suite folders that artifacts need, over all seeds, each once."""
+    found = [
+        suite_path(experiment, lineage, seed, suite)
+        for artifact in artifacts
+        for lineage in lineages(experiment, artifact)
+        for seed in experiment.seeds
+        for suite in suites(experiment, artifact)
+    ]
+    return list(dict.fromkeys(found))
+
+
+def suite_path(experiment: Experiment, lineage: str, seed: int | str, suite: str) -> str:
+    """Return the folder of a suite's results: for the judged suite, the judge's."""
+    pattern = paths.JUDGED if suite == MTBENCH else paths.SUITE
+    return fill(experiment, pattern, lineage=lineage, seed=seed, suite=suite, judge=experiment.judge.name)
+
+
+def fill(experiment: Experiment, pattern: str, **values: object) -> str:
+    """Fill a pattern of `paths` for this experiment."""
+    return pattern.replace("<results>", experiment.results_dir).format(**values)
+
+
+def artifact_files(experiment: Experiment, name: str) -> list[str]:
+    """Return the files of an artifact."""
+    kinds = ("csv", "png", "svg", "pdf") if experiment.artifacts[name].kind == "grid" else ("csv", "md", "tex", "html")
+    return [f"{experiment.results_dir}/{name}.{kind}" for kind in kinds]
+
+
+def _benchmarks(spec: str | ColumnSpec) -> Sequence[str]:
+    if isinstance(spec, str):
+        return (spec,)
+    return spec.mean_of or (cast(str, spec.benchmark),)
+
+
+# --- where inputs come from -------------------------------------------------------------------------------------------
+
+
+def source_input(experiment: Experiment, name: str) -> str:
+    """Return the path whose existence means that a source is there: what a rule declares as its input."""
+    match experiment.sources[name]:
+        case WorldPart():
+            return fill(experiment, paths.WORLD)
+        case LocalFolder(path=path):
+            return path
+        case _:
+            return fill(experiment, paths.SOURCE, source=name)
+
+
+def source_path(experiment: Experiment, name: str) -> str:
+    """Return the folder of a source."""
+    base = source_input(experiment, name)
+    match experiment.sources[name]:
+        case WorldPart(part=part):
+            return f"{base}/{part}"
+        case HubRepository(folder=folder) if folder:
+            return f"{base}/{folder}"
+    return base
+
+
+def tokenizer_source(experiment: Experiment, model: str) -> tuple[str, str]:
+    """Return what a model's tokenizer is made of: ("model", its source) or ("corpus", the source to train it on)."""
+    settings = experiment.models[model]
+    return ("model", settings.source) if settings.source else ("corpus", cast(str, settings.corpus))
+
+
+def imported(experiment: Experiment) -> dict[str, str]:
+    """Return lineage -> source of every model that is taken as published: bases and imported stages."""
+    bases = {name: model.source for name, model in experiment.models.items() if model.source}
+    stages = {
+        f"{model}+{name}": source
+        for name, preset in experiment.stages.items()
+        for model, source in preset.imported.items()
+    }
+    return bases | stages
+
+
+def harness_suites(experiment: Experiment) -> list[str]:
+    """Return the suites that the harness evaluates."""
+    return list(dict.fromkeys(item.suite for item in experiment.benchmarks.values() if isinstance(item, HarnessBenchmark)))
+
+
+def sources_of_suite(experiment: Experiment, suite: str) -> dict[str, str]:
+    """Return benchmark -> source of a harness suite."""
+    return {name: item.source for name, item in benchmarks_of(experiment, suite).items()}
+
+
+def benchmarks_of(experiment: Experiment, suite: str) -> dict[str, HarnessBenchmark]:
+    """Return the harness benchmarks of a suite."""
+    items = experiment.benchmarks.items()
+    return {name: item for name, item in items if isinstance(item, HarnessBenchmark) and item.suite == suite}
+
+
+def questions(experiment: Experiment) -> str:
+    """Return the source of the judged questions; UserError where no benchmark is judged."""
+    for item in experiment.benchmarks.values():
+        if isinstance(item, JudgedBenchmark):
+            return item.source
+    raise UserError("config: benchmarks: none is judged (kind: judged), so there are no questions to answer")
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+
+def world_recipe(experiment: Experiment) -> recipes.WorldRecipe:
+    """Return the recipe of the demo world."""
+    if experiment.world is None:
+        raise UserError(f"experiment '{experiment.name}' has no demo world")
+    return recipes.WorldRecipe(settings=experiment.world)
+
+
+def fetch_recipe(experiment: Experiment, source: str) -> recipes.FetchRecipe:
+    """Return the recipe of a download."""
+    repository = experiment.sources[source]
+    if not isinstance(repository, HubRepository):
+        raise UserError(f"source '{source}' is not on the hub: there is nothing to download")
+    return recipes.FetchRecipe(repository=repository)
+
+
+def tokenizer_recipe(experiment: Experiment, model: str) -> recipes.TokenizerRecipe:
+    """Return the recipe of a model's tokenizer."""
+    settings = experiment.models[model]
+    return recipes.TokenizerRecipe(vocab_size=settings.vocab_size, chat_template=settings.chat_template)
+
+
+def pretrain_recipe(experiment: Experiment, base: Lineage, seed: int) -> recipes.PretrainRecipe:
+    """Return the recipe of a tiny base model."""
+    settings = experiment.models[base.base].pretrain
+    if settings is None:
+        raise UserError(f"model '{base}' is not pre-trained here: it comes from '{experiment.models[base.base].source}'")
+    return recipes.PretrainRecipe(settings=settings, seed=seed)
+
+
+def import_recipe(experiment: Experiment) -> recipes.ImportRecipe:
+    """Return the recipe that makes a run of a published model."""
+    return recipes.ImportRecipe()
+
+
+def data_recipe(experiment: Experiment, name: str) -> recipes.ChatRecipe | recipes.TriplesRecipe:
+    """Return the recipe of a prepared data set."""
+    data = experiment.data[name]
+    if data.kind == "chat":
+        return recipes.ChatRecipe(data=_only(ChatRules, data))
+    return recipes.TriplesRecipe(data=_only(FeedbackRules, data))
+
+
+def tokens_recipe(experiment: Experiment, model: str, name: str) -> recipes.TokensRecipe:
+    """Return the recipe of a data set's tokens for a model family."""
+    data = experiment.data[name]
+    return recipes.TokensRecipe(
+        kind=data.kind,
+        bos=experiment.models[model].bos,
+        max_length=data.max_length,
+        max_prompt_length=data.max_prompt_length if data.kind == "triples" else data.max_length,
+    )
+
+
+def train_recipe(experiment: Experiment, lineage: Lineage, seed: int) -> recipes.TrainRecipe:
+    """Return the recipe of a lineage's last stage."""
+    stage, parent = lineage.last, lineage.parent
+    if stage is None or parent is None:
+        raise UserError(f"'{lineage}' is a base model: no stage trains it")
+    return recipes.TrainRecipe(
+        method=experiment.preset(stage).method,
+        params=experiment.params(stage).model_dump(),
+        view=experiment.view(parent, stage),
+        training=experiment.training_of(stage),
+        seed=seed,
+    )
+
+
+def evaluate_recipe(experiment: Experiment, lineage: Lineage, suite: str) -> recipes.EvaluateRecipe:
+    """Return the recipe of a harness suite on a lineage's model."""
+    return recipes.EvaluateRecipe(
+        benchmarks={name: _only(HarnessTask, item) for name, item in benchmarks_of(experiment, suite).items()},
+        bos=experiment.models[lineage.base].bos,
+        batch_size=experiment.eval_batch_size,
+    )
+
+
+def answer_recipe(experiment: Experiment, lineage: Lineage, seed: int) -> recipes.AnswerRecipe:
+    """Return the recipe of a lineage's answers."""
+    return recipes.AnswerRecipe(answers=experiment.answers, bos=experiment.models[lineage.base].bos, seed=seed)
+
+
+def judge_recipe(experiment: Experiment) -> recipes.JudgeRecipe:
+    """Return the recipe of judging."""
+    return recipes.JudgeRecipe(judge=experiment.judge)
+
+
+def artifact_recipe(experiment: Experiment, name: str) -> recipes.Artifact:
+    """Return the recipe of a table or figure."""
+    artifact = experiment.artifacts[name]
+    common = {
+        "name": name,
+        "title": artifact.title,
+        "caption": artifact.caption,
+        "notice": experiment.notice,
+        "seeds": experiment.seeds,
+    }
+    match artifact:
+        case TableArtifact():
+            rows = tuple(_row(experiment, artifact, row) for row in artifact.rows)
+            columns = tuple(column(experiment, spec) for spec in artifact.columns)
+            return recipes.TableRecipe(**common, texts=artifact.texts, rows=rows, columns=columns)
+        case PivotArtifact():
+            cells = {
+                row: {
+                    heading: str(experiment.lineage(f"{start}+{stages}")) for heading, stages in artifact.columns.items()
+                }
+                for row, start in artifact.rows.items()
+            }
+            number = column(experiment, artifact.benchmark)
+            return recipes.PivotRecipe(
+                **common,
+                corner=artifact.corner,
+                rows=tuple(artifact.rows),
+                columns=tuple(artifact.columns),
+                cells=cells,
+                column=number,
+            )
+        case GridArtifact():
+            grid = iter(grid_lineages(artifact))
+            cells = {
+                spell(alpha): {spell(beta): str(experiment.lineage(next(grid))) for beta in artifact.beta}
+                for alpha in artifact.alpha
+            }
+            return recipes.GridRecipe(
+                **common,
+                cells=cells,
+                columns=tuple(column(experiment, spec) for spec in artifact.columns),
+                baseline=str(experiment.lineage(artifact.baseline)),
+                baseline_label=_label(experiment, experiment.lineage(artifact.baseline)),
+            )
+        case FactsArtifact():
+            return _facts_recipe(experiment, artifact, common)
+
+
+def results_recipe(experiment: Experiment) -> recipes.ResultsRecipe:
+    """Return the recipe of the tidy results."""
+    return recipes.ResultsRecipe(
+        experiment=experiment.name, columns=tuple(column(experiment, name) for name in experiment.benchmarks)
+    )
+
+
+def column(experiment: Experiment, spec: str | ColumnSpec) -> recipes.Column:
+    """Return a column; accuracies become percentages."""
+    if isinstance(spec, str):
+        spec = ColumnSpec(label=experiment.benchmarks[spec].label, benchmark=spec)
+    if spec.mean_of:
+        return recipes.Column(label=spec.label, mean_of=tuple(column(experiment, name) for name in spec.mean_of))
+    benchmark = experiment.benchmarks[cast(str, spec.benchmark)]
+    harness = isinstance(benchmark, HarnessBenchmark)
+    return recipes.Column(
+        label=spec.label,
+        benchmark=spec.benchmark,
+        metric=spec.metric or benchmark.metric,
+        scale=100.0 if harness else 1.0,
+        aggregate=benchmark.aggregate if harness else "items",
+    )
+
+
+def _only(rules: type[S], settings: Settings) -> S:
+    """Return the part of the settings that shapes a step's output: labels and names of sources do not."""
+    return rules(**{name: getattr(settings, name) for name in rules.model_fields})
+
+
+def _row(experiment: Experiment, artifact: TableArtifact, row: str | RowSpec) -> recipes.Row:
+    spec = row if isinstance(row, RowSpec) else RowSpec(lineage=row)
+    lineage = experiment.lineage(spec.lineage)
+    texts = {name: spec.texts.get(name) or _text(experiment, lineage, name) for name in artifact.texts}
+    return recipes.Row(lineage=str(lineage), texts=texts)
+
+
+def _text(experiment: Experiment, lineage: Lineage, name: str) -> str:
+    """Return a text cell: Model is the parent's label, Align the last stage's, the rest its training settings."""
+    stage = lineage.last
+    if name == "Model":
+        return _label(experiment, lineage.parent or lineage)
+    if stage is None:
+        return "-"
+    if name == "Align":
+        return _stage_label(experiment, lineage)
+    training = experiment.training_of(stage)
+    values = {"Learning Rate": training.learning_rate, "Epoch": training.epochs, "Batch Size": training.batch}
+    return spell(values[name])
+
+
+def _label(experiment: Experiment, lineage: Lineage) -> str:
+    parts = [experiment.models[lineage.base].label]
+    parts += [_preset_label(experiment, stage.name) for stage in lineage.stages]
+    return "+".join(parts)
+
+
+def _preset_label(experiment: Experiment, name: str) -> str:
+    preset = experiment.stages[name]
+    return preset.label or methods.get(preset.method).label
+
+
+def _stage_label(experiment: Experiment, lineage: Lineage) -> str:
+    """Return `TPO (α=1, β=0.1)` where the method has both, plain `DPO` elsewhere."""
+    stage = lineage.stages[-1]
+    values = dict(stage.params)
+    label = _preset_label(experiment, stage.name)
+    if "alpha" in values and len(lineage.stages) == 1:
+        label += f" (α={spell(values['alpha'])}, β={spell(values['beta'])})"
+    return label
+
+
+def _facts_recipe(experiment: Experiment, artifact: FactsArtifact, common: dict[str, object]) -> recipes.FactsRecipe:
+    rows = []
+    for name in artifact.benchmarks:
+        item = experiment.benchmarks[name]
+        harness = isinstance(item, HarnessBenchmark)
+        rows.append(
+            {
+                "Benchmark": item.label,
+                "Suite": item.suite,
+                "Task": Path(item.include).stem if harness else "two-turn questions",
+                "Few-shot": str(item.shots) if harness else "-",
+                "Metric": item.metric if harness else f"1-10, {experiment.judge.name}",
+                "Average": ("over subsets" if item.aggregate == "subsets" else "over items") if harness else "over turns",
+            }
+        )
+    return recipes.FactsRecipe(**common, columns=tuple(rows[0]), rows=tuple(rows), benchmarks=artifact.benchmarks)

@@ -1,0 +1,91 @@
+"""What happens around a training run: progress on stderr, and checkpoints on a clock that are whole or absent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+CHECKPOINT_SECONDS = 600.0
+PROGRESS_SECONDS = 5.0
+
+
+class Progress(TrainerCallback):
+    """One line on stderr every few seconds: step of how many, loss, tokens per second, time left.
+
+    tokens_per_step: how many tokens the policy reads in a step, on the average.
+    """
+
+    def __init__(self, tokens_per_step: float):
+        self._tokens_per_step = tokens_per_step
+        self._start = self._last = 0.0
+        self._first_step = 0
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._start = self._last = time.monotonic()
+        self._first_step = state.global_step
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        now = time.monotonic()
+        steps = state.global_step - self._first_step
+        if "loss" not in state.log_history[-1] or steps == 0:
+            return
+        if now - self._last < PROGRESS_SECONDS and state.global_step < state.max_steps:
+            return
+        self._last = now
+        seconds = (now - self._start) / steps
+        left = timedelta(seconds=round(seconds * (state.max_steps - state.global_step)))
+        print(
+            f"step {state.global_step}/{state.max_steps}  loss {state.log_history[-1]['loss']:.4f}  "
+            f"{self._tokens_per_step / seconds:,.0f} tokens/s  {left} left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+class CheckpointClock(TrainerCallback):
+    """Ask for a checkpoint every TRIALIGN_CHECKPOINT_SECONDS (600), never after the last step."""
+
+    def __init__(self) -> None:
+        self._seconds = float(os.environ.get("TRIALIGN_CHECKPOINT_SECONDS", CHECKPOINT_SECONDS))
+        self._last = 0.0
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._last = time.monotonic()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if time.monotonic() - self._last >= self._seconds and state.global_step < state.max_steps:
+            control.should_save = True
+            self._last = time.monotonic()
+
+
+def newest_checkpoint(scratch: Path) -> Path | None:
+    """Return the newest whole checkpoint under `scratch`, or None."""
+    return max(scratch.glob("checkpoint-*"), key=_step, default=None)
+
+
+def publish_checkpoint(written: Path, scratch: Path) -> None:
+    """Move the checkpoint folder `written` into `scratch` by one rename, then drop the older ones.
+
+    Its bytes are on the disk before its name is there, so a name never stands for half a checkpoint.
+    """
+    for file in written.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+    target = scratch / written.name
+    shutil.rmtree(target, ignore_errors=True)
+    written.rename(target)
+    for other in scratch.glob("checkpoint-*"):
+        if _step(other) < _step(target):
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))

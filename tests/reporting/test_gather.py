@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from invented import Study, right
+
+from trialign.errors import UserError
+from trialign.recipes import Column
+from trialign.reporting.gather import Measurements, Value, mean, over_seeds
+
+ARC = Column(label="ARC", benchmark="arc", metric="acc_norm", scale=100)
+MMLU = Column(label="MMLU", benchmark="mmlu", metric="acc", scale=100, aggregate="subsets")
+LINEAGE = "mistral+tpo@alpha=0.9@beta=0.2"
+
+
+def test_accuracy_is_a_percentage_with_the_binomial_standard_error(study: Study) -> None:
+    study.suite(LINEAGE, right("arc", "acc_norm", 708, 1172))
+    value = Measurements("table1", study.folders).value(ARC, LINEAGE, [1])
+    p = 708 / 1172
+    assert value.value == pytest.approx(100 * p, rel=1e-12)
+    assert value.stderr == pytest.approx(100 * math.sqrt(p * (1 - p) / 1171), rel=1e-12)
+    assert value.n == 1172
+
+
+def test_scores_are_the_mean_with_the_sample_standard_error(study: Study) -> None:
+    scores = [8.0, 7.0, 9.5, 1.0, 6.0, 10.0, 3.0]
+    study.suite(
+        LINEAGE, [("mtbench", "math", f"{i}/1", "score", s) for i, s in enumerate(scores)], suite="mtbench/rubric"
+    )
+    column = Column(label="MT-Bench", benchmark="mtbench", metric="score")
+    value = Measurements("table2", study.folders).value(column, LINEAGE, [1])
+    assert value.value == pytest.approx(statistics.fmean(scores), rel=1e-12)
+    assert value.stderr == pytest.approx(statistics.stdev(scores) / math.sqrt(7), rel=1e-12)
+
+
+def test_subsets_count_alike_whatever_their_sizes(study: Study) -> None:
+    study.suite(LINEAGE, right("mmlu", "acc", 1, 2, "law") + right("mmlu", "acc", 2, 8, "physics"))
+    value = Measurements("table1", study.folders).value(MMLU, LINEAGE, [1])
+    assert value.value == pytest.approx(100 * (1 / 2 + 2 / 8) / 2)  # the items' own mean would be 30
+    law, physics = 0.5 * 0.5 / 1, 0.25 * 0.75 / 7  # squared standard errors
+    assert value.stderr == pytest.approx(100 * math.sqrt(law + physics) / 2)
+    assert value.n == 10
+
+
+def test_an_average_is_the_mean_of_its_members_cells(study: Study) -> None:
+    study.suite(
+        LINEAGE, right("arc", "acc_norm", 3, 4) + right("mmlu", "acc", 1, 2, "a") + right("mmlu", "acc", 2, 8, "b")
+    )
+    measured = Measurements("table1", study.folders)
+    arc, mmlu = measured.value(ARC, LINEAGE, [1]), measured.value(MMLU, LINEAGE, [1])
+    average = measured.value(Column(label="Average", mean_of=(ARC, MMLU)), LINEAGE, [1])
+    assert average.value == pytest.approx((75 + 37.5) / 2)
+    assert average.stderr == pytest.approx(math.hypot(arc.stderr, mmlu.stderr) / 2)
+    assert average.n == 4 + 10
+
+
+def test_seeds_are_averaged_and_their_scatter_is_in_the_error(study: Study) -> None:
+    for seed, k in ((1, 5), (2, 6), (3, 9)):
+        study.suite(LINEAGE, right("arc", "acc_norm", k, 10), seed=seed)
+    value = Measurements("table1", study.folders).value(ARC, LINEAGE, [1, 2, 3])
+    within = (0.5 * 0.5 + 0.6 * 0.4 + 0.9 * 0.1) / 9 / 3
+    between = statistics.variance([0.5, 0.6, 0.9]) / 3
+    assert value.value == pytest.approx(100 * 2 / 3)
+    assert value.stderr == pytest.approx(100 * math.sqrt(within + between))
+    assert value.n == 30
+
+
+numbers = st.floats(-1e3, 1e3)
+values = st.builds(Value, numbers, st.floats(0, 1e3), st.integers(1, 1000))
+
+
+@given(st.lists(values, min_size=1, max_size=8))
+def test_a_mean_of_equals_is_no_wider_than_its_widest_member(members: list[Value]) -> None:
+    average = mean(members)
+    assert min(v.value for v in members) - 1e-9 <= average.value <= max(v.value for v in members) + 1e-9
+    assert average.stderr <= max(v.stderr for v in members) / math.sqrt(len(members)) + 1e-9
+
+
+@given(values, st.integers(1, 5))
+def test_seeds_that_agree_do_not_narrow_the_error_of_their_common_items(value: Value, k: int) -> None:
+    pooled = over_seeds([value] * k)
+    assert pooled.stderr == pytest.approx(value.stderr, abs=1e-6)
+    assert pooled.n == k * value.n
+
+
+def test_a_single_item_has_no_standard_error(study: Study) -> None:
+    study.suite(LINEAGE, right("arc", "acc_norm", 1, 1))
+    value = Measurements("table1", study.folders).value(ARC, LINEAGE, [1])
+    assert value.value == 100
+    assert math.isnan(value.stderr)
+
+
+@pytest.mark.parametrize(
+    ("lineage", "seed", "column"),
+    [
+        ("mistral+sft", 1, ARC),
+        (LINEAGE, 2, ARC),
+        (LINEAGE, 1, MMLU),
+        (LINEAGE, 1, ARC.model_copy(update={"metric": "acc"})),
+    ],
+)
+def test_a_cell_without_data_is_named(study: Study, lineage: str, seed: int, column: Column) -> None:
+    study.suite(LINEAGE, right("arc", "acc_norm", 3, 4))
+    with pytest.raises(UserError) as error:
+        Measurements("table1", study.folders).value(column, lineage, [seed])
+    for part in ("table1", column.label, lineage, f"seed {seed}", f"{column.benchmark} ({column.metric})"):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_member_of_an_average_is_named(study: Study) -> None:
+    study.suite(LINEAGE, right("arc", "acc_norm", 3, 4))
+    with pytest.raises(UserError, match=r"column 'MMLU'.* mmlu \(acc\)"):
+        Measurements("table1", study.folders).value(Column(label="Average", mean_of=(ARC, MMLU)), LINEAGE, [1])
+
+
+def test_values_that_are_no_numbers_are_refused(study: Study) -> None:
+    study.suite(LINEAGE, [*right("arc", "acc_norm", 3, 4), ("arc", "", "x9", "acc_norm", math.nan)])
+    with pytest.raises(UserError, match=r"1 values are not numbers.*x9"):
+        Measurements("table1", study.folders)
+
+
+def test_an_item_that_is_there_twice_is_refused(study: Study) -> None:
+    study.suite(LINEAGE, right("arc", "acc_norm", 3, 4) + right("arc", "acc_norm", 1, 1))
+    with pytest.raises(UserError, match=r"item '0' of arc, metric acc_norm, is there twice"):
+        Measurements("table1", study.folders)
+
+
+def test_two_judges_of_one_run_are_refused(study: Study) -> None:
+    for judge in ("rubric", "gpt-4"):
+        study.suite(LINEAGE, [("mtbench", "math", "1/1", "score", 5.0)], suite=f"mtbench/{judge}")
+    with pytest.raises(UserError, match="two folders"):
+        Measurements("table2", study.folders)
+
+
+def test_lineages_that_met_different_subsets_are_not_compared(study: Study) -> None:
+    study.suite(LINEAGE, right("mmlu", "acc", 1, 2, "law") + right("mmlu", "acc", 1, 2, "physics"))
+    study.suite("mistral+sft", right("mmlu", "acc", 1, 2, "law"))
+    with pytest.raises(UserError, match=r"other subsets.*physics"):
+        Measurements("table1", study.folders)
+
+
+def test_a_suite_without_items_is_named(study: Study) -> None:
+    folder = study.suite(LINEAGE, right("arc", "acc_norm", 3, 4))
+    (folder / "items.parquet").unlink()
+    with pytest.raises(UserError, match=r"items\.parquet is missing"):
+        Measurements("table1", study.folders)
+
+
+@pytest.mark.real
+@pytest.mark.skipif("TRIALIGN_REAL_DATA" not in os.environ, reason="TRIALIGN_REAL_DATA is not set")
+def test_real_harness_numbers_come_out_again(study: Study) -> None:
+    """A real MMLU result states accuracy and standard error by subject: both must follow from the items they imply."""
+    path = Path(os.environ["TRIALIGN_REAL_DATA"]) / "lm_eval_results" / "mmlu.json"
+    results = json.loads(path.read_text())["results"]
+    groups = {"mmlu", "mmlu_humanities", "mmlu_other", "mmlu_social_sciences", "mmlu_stem"}
+    subjects = {name: (r["acc,none"], r["acc_stderr,none"]) for name, r in results.items() if name not in groups}
+    assert len(subjects) == 57
+    records = []
+    for name, (p, stderr) in subjects.items():
+        n = round(p * (1 - p) / stderr**2) + 1
+        records += right("mmlu", "acc", round(p * n), n, name)
+    study.suite(LINEAGE, records)
+    measured = Measurements("table1", study.folders)
+    whole = measured.value(MMLU, LINEAGE, [1])
+    assert whole.n == 14042  # the size of MMLU's test split
+    assert whole.value == pytest.approx(100 * statistics.fmean(p for p, _ in subjects.values()), abs=1e-9)
+    assert whole.stderr == pytest.approx(100 * math.hypot(*(s for _, s in subjects.values())) / 57, abs=1e-9)
+    weighted = MMLU.model_copy(update={"aggregate": "items"})
+    assert measured.value(weighted, LINEAGE, [1]).value == pytest.approx(100 * results["mmlu"]["acc,none"], abs=1e-9)

@@ -1,0 +1,236 @@
+"""Configs: what the shipped ones hold, and what a user sees for each wrong one: one line, before any job."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from snakemake.utils import update_config
+
+from trialign import config, reference, study
+from trialign.errors import UserError
+
+PAPER, DEMO = Path("config/config.yaml"), Path("config/demo.yaml")
+REMOVE = "remove this key"
+
+
+@pytest.fixture(scope="module")
+def paper() -> config.Experiment:
+    return config.load_files([PAPER])
+
+
+@pytest.fixture(scope="module")
+def demo() -> config.Experiment:
+    return config.load_files([PAPER, DEMO])
+
+
+def rows(experiment: config.Experiment, name: str) -> list[str]:
+    return study.lineages(experiment, experiment.artifacts[name])
+
+
+def test_the_papers_rows(paper: config.Experiment) -> None:
+    sft = [f"mistral+sft+{method}@beta=0.1" for method in ("dpo", "ipo", "kto", "cpo")]
+    common = {"mistral+sft", *sft, "mistral+orpo@beta=0.1", "mistral+sft+tpo@alpha=1@beta=0.1"}
+    assert set(rows(paper, "table1")) == common | {"mistral+tpo@alpha=1@beta=0.1", "mistral+tpo@alpha=0.9@beta=0.2"}
+    assert set(rows(paper, "table2")) == set(rows(paper, "table1"))
+    assert rows(paper, "table3")[0] == "phi2+sft" and len(rows(paper, "table3")) == 9
+    assert set(rows(paper, "table8")) == set(rows(paper, "table3"))
+    assert rows(paper, "table7")[4:] == [f"mistral+sft10k+{method}@beta=0.1" for method in ("dpo", "cpo", "kto", "ipo")]
+    assert "mistral+tpo@alpha=0.3@beta=0.7" in rows(paper, "table6")
+    assert rows(paper, "table9") == [
+        "mistral+tpo@alpha=1@beta=0.1",
+        "mistral+tpo@alpha=1@beta=0.1@learning_rate=2e-5",
+        "mistral+tpo@alpha=0.9@beta=0.2",
+        "mistral+tpo@alpha=0.9@batch=32@beta=0.2",
+        "mistral+tpo@alpha=0.9@beta=0.2@epochs=2",
+    ]
+
+
+def test_the_papers_settings(paper: config.Experiment) -> None:
+    dpo = study.train_recipe(paper, paper.lineage("mistral+sft+dpo"), 42)
+    assert (dpo.training.learning_rate, dpo.training.schedule, dpo.training.warmup) == (5e-7, "linear", 0.1)
+    assert (dpo.training.batch, dpo.training.epochs, dpo.training.weight_decay) == (16, 1, 0)
+    assert dpo.params["beta"] == 0.1
+    sft = study.train_recipe(paper, paper.lineage("phi2+sft"), 42)
+    assert (sft.training.learning_rate, sft.training.schedule, sft.training.batch) == (2e-5, "cosine", 128)
+    assert len(paper.benchmarks["mmlu"].subsets) == 57
+    assert paper.benchmarks["mmlu"].aggregate == "subsets"
+    assert {name: item.shots for name, item in paper.benchmarks.items() if item.kind == "harness"} == {
+        "arc": 25, "truthfulqa": 0, "winogrande": 5, "hellaswag": 10, "mmlu": 5, "causal": 3, "sports": 3, "formal": 3, "openbookqa": 1,
+    }
+    assert paper.sources["ultrafeedback"].revision == "40b436560ca83a8dba36114c22ab3c66e43f6d5e"
+    assert (paper.data["triples"].train_rows, paper.data["triples"].eval_rows) == (10000, 2000)
+
+
+@pytest.mark.parametrize(
+    ("lineage", "view"),
+    [
+        ("mistral+sft", "conversation"),
+        ("mistral+sft10k", "reference"),
+        ("mistral+dpo", "reference-rejected"),
+        ("mistral+sft+dpo", "chosen-rejected"),
+        ("mistral+sft10k+kto", "chosen-rejected"),
+        ("mistral+orpo", "reference-rejected"),
+        ("mistral+tpo", "triple"),
+        ("mistral+sft+tpo", "triple"),
+        ("mistral+dpo@view=chosen-rejected", "chosen-rejected"),
+    ],
+)
+def test_the_view_is_derived_as_in_the_paper_and_can_be_overridden(paper: config.Experiment, lineage: str, view: str) -> None:
+    assert study.train_recipe(paper, paper.lineage(lineage), 42).view == view
+
+
+def test_an_overridden_view_is_spelled_and_a_derived_one_is_not(paper: config.Experiment) -> None:
+    assert str(paper.lineage("mistral+sft+dpo@view=chosen-rejected")) == "mistral+sft+dpo@beta=0.1"
+    assert str(paper.lineage("mistral+dpo@view=chosen-rejected")) == "mistral+dpo@beta=0.1@view=chosen-rejected"
+
+
+def test_a_changed_default_renames_nothing() -> None:
+    raw = merged()
+    raw["stages"]["tpo"]["params"]["alpha"] = 0.5
+    experiment = config.load(raw)
+    assert str(experiment.lineage("mistral+tpo@alpha=1@beta=0.1")) == "mistral+tpo@alpha=1@beta=0.1"
+    assert str(experiment.lineage("mistral+tpo")) == "mistral+tpo@alpha=0.5@beta=0.1"
+
+
+def test_what_equals_the_preset_is_not_spelled(paper: config.Experiment) -> None:
+    assert str(paper.lineage("mistral+tpo@learning_rate=5e-7@batch=16")) == "mistral+tpo@alpha=1@beta=0.1"
+
+
+def test_the_demo_is_the_whole_study(paper: config.Experiment, demo: config.Experiment) -> None:
+    assert set(paper.artifacts) <= set(demo.artifacts)
+    lineages = {lineage for artifact in demo.artifacts.values() for lineage in study.lineages(demo, artifact)}
+    assert len(lineages) >= 40
+    assert {lineage.split("+")[0] for lineage in lineages} == {"mistral", "phi2"}
+    grid = demo.artifacts["figure2"]
+    assert len(grid.alpha) >= 3 and len(grid.beta) >= 3
+    assert {"mistral+sft10k", "phi2+sft10k"} <= lineages  # plain SFT on the references, the control the paper lacks
+
+
+def test_only_the_suites_of_the_columns_are_needed(paper: config.Experiment) -> None:
+    assert study.suites(paper, paper.artifacts["table3"]) == ["mtbench"]
+    assert study.suites(paper, paper.artifacts["table1"]) == ["leaderboard"]
+    assert study.suites(paper, paper.artifacts["table2"]) == ["mtbench", "bigbench"]
+
+
+def test_numbers_as_yaml_reads_them() -> None:
+    """YAML reads 5e-7 as text; the typed model takes both spellings."""
+    raw = merged()
+    raw["training"]["learning_rate"] = "5e-7"
+    assert config.load(raw).stages["dpo"].training.learning_rate == 5e-7
+
+
+def test_the_reference_and_the_schema_are_generated() -> None:
+    assert Path("config/README.md").read_text() == reference.markdown(), "run `trialign reference`"
+    assert Path("config/schema.json").read_text() == reference.schema(), "run `trialign reference`"
+
+
+def test_environment_yml_has_the_pins_of_the_lock() -> None:
+    conda = yaml.safe_load(Path("environment.yml").read_text())
+    (pins,) = (item["pip"] for item in conda["dependencies"] if isinstance(item, dict))
+    assert pins == Path("requirements.lock").read_text().split()
+    assert "python=3.11" in conda["dependencies"]
+
+
+def merged() -> dict[str, Any]:
+    return yaml.safe_load(PAPER.read_text())
+
+
+def wrong(**changes: Any) -> dict[str, Any]:
+    """The paper's config with one change: keys are dotted paths written with __, REMOVE removes a key."""
+    raw = merged()
+    for place, value in changes.items():
+        *way, last = place.split("__")
+        part = raw
+        for key in way:
+            part = part[int(key) if isinstance(part, list) else key]
+        if value is REMOVE:
+            del part[last]
+        elif isinstance(part, list):
+            part[int(last)] = value
+        else:
+            part[last] = value
+    return copy.deepcopy(raw)
+
+
+# change -> what the user sees
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"trainning": {}}, "config: trainning: unknown key 'trainning' (did you mean 'training'?); allowed are 'name', "),
+    ({"name": REMOVE}, "config: name: it is missing"),
+    ({"name": "My Study"}, "config: name: 'My Study' is not allowed: string should match pattern"),
+    ({"results_dir": "results/with space"}, "config: results_dir: 'results/with space' is not allowed"),
+    ({"seeds": []}, "config: seeds: [] is not allowed: tuple should have at least 1 item"),
+    ({"seeds": ["one"]}, "config: seeds.0: 'one' is not allowed: input should be a valid integer"),
+    ({"training__learning_rate": -1}, "config: training.learning_rate: -1 is not allowed: input should be greater than 0"),
+    ({"training__learning_rate": "fast"}, "config: training.learning_rate: 'fast' is not allowed: input should be a valid number"),
+    ({"training__schedule": "cosin"}, "config: training.schedule: 'cosin' is not allowed: input should be 'linear', 'cosine' or 'constant'"),
+    ({"training__warmup": 10}, "config: training.warmup: 10 is not allowed: input should be less than 1"),
+    ({"training__batch": 16.5}, "config: training.batch: 16.5 is not allowed: input should be a valid integer"),
+    ({"stages__dpo__methd": "dpo"}, "config: stages.dpo.methd: unknown key 'methd' (did you mean 'method'?)"),
+    ({"stages__dpo__method": "dpoo"}, "config: stages.dpo.method: there is no method 'dpoo' (did you mean 'dpo'?); there are"),
+    ({"stages__dpo__data": "tripels"}, "config: stages.dpo.data: there is no data set 'tripels' (did you mean 'triples'?); there are"),
+    ({"stages__dpo__params__betta": 1}, "config: stages.dpo.params: there is no parameter 'betta' (did you mean 'beta'?); there are"),
+    ({"stages__dpo__params__beta": 0}, "config: stages.dpo: lineage 'mistral+dpo': stage 'dpo': beta: 0 is not allowed: input should be greater than 0"),
+    ({"stages__tpo__view": "conversation"}, "stage 'tpo': method 'tpo' reads 'triple', not 'conversation'"),
+    ({"stages__dpo__data": "ultrachat"}, "cannot be taken of the data 'ultrachat'"),
+    ({"stages__sft__imported": {"mixtral": "mistral_sft"}}, "config: stages.sft.imported: there is no model 'mixtral' (did you mean 'mistral'?)"),
+    ({"stages__sft__imported": {"mistral": "mistral_stf"}}, "config: stages.sft.imported.mistral: there is no source 'mistral_stf' (did you mean 'mistral_sft'?)"),
+    ({"models__mistral__source": REMOVE}, "config: models.mistral: give either `source` (a published model) or `pretrain` (a tiny one)"),
+    ({"models__mistral__source": "mistral"}, "config: models.mistral.source: there is no source 'mistral'"),
+    ({"models__mistral__source": "ultrachat"}, "config: models.mistral.source: 'ultrachat' is a dataset repository, not a model"),
+    ({"sources__arc": {"kind": "world", "part": "benchmarks/arc"}}, "config: sources.arc: it is a part of the demo world, but there is no `world`"),
+    ({"sources__arc__kind": "hubb"}, "config: sources.arc.kind: 'hubb' is not allowed; allowed are 'hub', 'world', 'local'"),
+    ({"sources__arc__repo": "arc"}, "config: sources.arc.repo: 'arc' is not allowed"),
+    ({"data__triples__ties": "random"}, "config: data.triples.ties: 'random' is not allowed: input should be 'paper' or 'released'"),
+    ({"data__triples__train_rows": 0}, "config: data.triples.train_rows: 0 is not allowed"),
+    ({"benchmarks__arc__shots": -1}, "config: benchmarks.arc.shots: -1 is not allowed"),
+    ({"benchmarks__arc__source": "ark"}, "config: benchmarks.arc.source: there is no source 'ark' (did you mean 'arc'?)"),
+    ({"benchmarks__mmlu__subsets": []}, "config: benchmarks.mmlu: `subsets` and '{subset}' in `include` go together"),
+    ({"benchmarks__arc__suite": "mtbench"}, "config: benchmarks.arc.suite: 'mtbench' is the suite of judged benchmarks"),
+    ({"judge__name": "answers"}, "config: judge.name: 'answers' is the folder of the answers"),
+    ({"judge__name": "GPT 4"}, "config: judge.name: 'GPT 4' is not allowed"),
+    ({"artifacts__table1__kind": "tabel"}, "config: artifacts.table1.kind: 'tabel' is not allowed; allowed are 'table', 'pivot', 'grid', 'facts'"),
+    ({"artifacts__table1__rows__1": "mistral+sfft+dpo"}, "config: artifacts.table1: lineage 'mistral+sfft+dpo': there is no stage 'sfft' (did you mean 'sft'?)"),
+    ({"artifacts__table1__rows__1": "mistrl+dpo"}, "config: artifacts.table1: lineage 'mistrl+dpo': there is no model 'mistrl' (did you mean 'mistral'?)"),
+    ({"artifacts__table1__rows__1": "mistral+dpo@beta=0.1,0.2"}, "config: artifacts.table1: lineage 'mistral+dpo@beta=0.1,0.2': '0.1,0.2' is not a parameter value"),
+    ({"artifacts__table1__rows__1": "mistral+dpo@alpha=1"}, "stage 'dpo@alpha=1': there is no parameter 'alpha'"),
+    ({"artifacts__table1__rows__1": "mistral+tpo@beta=-1"}, "stage 'tpo@beta=-1': beta: -1 is not allowed"),
+    ({"artifacts__table1__rows__1": "mistral+tpo@batch=0"}, "stage 'tpo@batch=0': batch: 0 is not allowed"),
+    ({"artifacts__table1__rows__1": "mistral+sft"}, "config: artifacts.table1: rows: 'mistral+sft' and 'mistral+sft' are the same lineage"),
+    ({"artifacts__table1__columns__0": "arcc"}, "config: artifacts.table1: columns: there is no benchmark 'arcc' (did you mean 'arc'?)"),
+    ({"artifacts__table1__columns__0": {"label": "ARC"}}, "config: artifacts.table1: columns: 'ARC' needs either `benchmark` or `mean_of`"),
+    ({"artifacts__figure2__lineage": "mistral+dpo"}, "config: artifacts.figure2: lineage: 'mistral+dpo' does not end in a stage that takes alpha and beta"),
+    ({"artifacts__figure2__alpha": [-1]}, "config: artifacts.figure2: lineage 'mistral+tpo@alpha=-1@beta=0.1': stage 'tpo@alpha=-1@beta=0.1': alpha: -1 is not allowed"),
+    ({"artifacts__table3__columns": {}}, "config: artifacts.table3.columns: {} is not allowed"),
+    ({"resources__train__gpus": -1}, "config: resources.train.gpus: -1 is not allowed"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG, ids=[next(iter(change)) + f"-{i}" for i, (change, _) in enumerate(WRONG)])
+def test_a_wrong_config_is_one_clear_line(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        config.load(wrong(**change))
+    text = str(refusal.value)
+    assert message in text
+    assert text.startswith("config: ") and "\n" not in text and ("more)" in text) == ("seeds.0" in text)
+
+
+def test_null_deletes_a_key_and_lists_are_replaced() -> None:
+    raw = merged()
+    update_config(raw, {"artifacts": {"table9": None}, "seeds": [1, 2]})
+    experiment = config.load(raw)
+    assert "table9" not in experiment.artifacts
+    assert experiment.seeds == (1, 2)
+
+
+def test_two_experiments_never_meet_in_one_tree(tmp_path: Path, paper: config.Experiment, demo: config.Experiment) -> None:
+    paper = paper.model_copy(update={"results_dir": str(tmp_path)})
+    demo = demo.model_copy(update={"results_dir": str(tmp_path)})
+    study.check_tree(paper)
+    study.stamp(demo)
+    study.check_tree(demo)
+    with pytest.raises(UserError, match="holds the results of experiment 'demo', not of 'paper'.*profiles/demo"):
+        study.check_tree(paper)

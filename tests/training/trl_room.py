@@ -1,0 +1,51 @@
+"""What the trainers' tests share besides fixtures: token files of random ids, the methods' parameters, recipes."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pyarrow as pa
+
+from trialign.recipes import TrainRecipe
+from trialign.settings import Training
+
+BOS, EOS, PAD, VOCAB = 0, 1, 2, 96
+VIEWS = {"sft": "reference", "tpo": "triple"}
+PARAMS: dict[str, dict[str, Any]] = {
+    "sft": {},
+    "dpo": {"beta": 0.1},
+    "ipo": {"beta": 0.2},
+    "kto": {"beta": 0.1},
+    "cpo": {"beta": 0.1},
+    "orpo": {"beta": 0.3},
+    "simpo": {"beta": 2.0, "gamma": 0.5},
+    "tpo": {"alpha": 0.9, "beta": 0.2},
+}
+
+
+def triples(n: int, seed: int) -> pa.Table:
+    """Triples of random ids: BOS first, EOS last, lengths that differ."""
+    rng = random.Random(seed)
+
+    def some(low: int, high: int) -> list[int]:
+        return [rng.randrange(3, VOCAB) for _ in range(rng.randrange(low, high))]
+
+    ids = pa.list_(pa.int32())
+    columns: dict[str, Any] = {"prompt_id": [f"{seed}-{i}" for i in range(n)]}
+    columns["prompt"] = pa.array([[BOS, *some(2, 9)] for _ in range(n)], ids)
+    for branch in ("reference", "chosen", "rejected"):
+        columns[branch] = pa.array([[*some(1, 12), EOS] for _ in range(n)], ids)
+    return pa.table(columns)
+
+
+def recipe(method: str, params: dict[str, Any] | None = None, view: str = "", seed: int = 0, **training: Any):
+    """A recipe of `method` with the tests' parameters and view, batch 4, fp32."""
+    settings = {"learning_rate": 1e-2, "precision": "fp32", "batch": 4, **training}
+    return TrainRecipe(
+        method=method,
+        params=PARAMS[method] if params is None else params,
+        view=view or VIEWS.get(method, "chosen-rejected"),
+        training=Training(**settings),
+        seed=seed,
+    )

@@ -1,0 +1,105 @@
+# From sources to tokens: the world or downloads, prepared data sets, tokenizers, tokens.
+rule world:
+    output:
+        directory(paths.WORLD),
+    log:
+        "<results>/logs/world.log",
+    conda:
+        ENVIRONMENT
+    threads: resources_of("prepare").threads
+    resources:
+        mem_mb=resources_of("prepare").mem_mb,
+        runtime=resources_of("prepare").runtime,
+    params:
+        recipe=recipe(study.world_recipe),
+        root=results_root,
+    shell:
+        "trialign step {params.recipe:q} --root {params.root:q} --output {output:q} --log {log:q}"
+
+
+rule fetch:
+    output:
+        directory(paths.SOURCE),
+    log:
+        "<results>/logs/fetch/{source}.log",
+    conda:
+        ENVIRONMENT
+    threads: resources_of("fetch").threads
+    resources:
+        mem_mb=resources_of("fetch").mem_mb,
+        runtime=resources_of("fetch").runtime,
+    params:
+        recipe=recipe(study.fetch_recipe, "source"),
+        root=results_root,
+    shell:
+        "trialign step {params.recipe:q} --root {params.root:q} --output {output:q} --log {log:q}"
+
+
+rule tokenizer:
+    input:
+        lambda wildcards: study.source_input(
+            experiment, study.tokenizer_source(experiment, wildcards.model)[1]
+        ),
+    output:
+        directory(paths.TOKENIZER),
+    log:
+        "<results>/logs/tokenizer/{model}.log",
+    conda:
+        ENVIRONMENT
+    threads: resources_of("prepare").threads
+    resources:
+        mem_mb=resources_of("prepare").mem_mb,
+        runtime=resources_of("prepare").runtime,
+    params:
+        recipe=recipe(study.tokenizer_recipe, "model"),
+        root=results_root,
+        source=lambda wildcards: tokenizer_source(wildcards.model),
+    shell:
+        "trialign step {params.recipe:q} {params.source:q} --root {params.root:q} --output {output:q} --log {log:q}"
+
+
+rule prepare:
+    input:
+        lambda wildcards: study.source_input(
+            experiment, experiment.data[wildcards.data].source
+        ),
+    output:
+        directory(paths.PREPARED),
+    log:
+        "<results>/logs/prepare/{data}.log",
+    conda:
+        ENVIRONMENT
+    threads: resources_of("prepare").threads
+    resources:
+        mem_mb=resources_of("prepare").mem_mb,
+        runtime=resources_of("prepare").runtime,
+    params:
+        recipe=recipe(study.data_recipe, "data"),
+        root=results_root,
+        source=lambda wildcards: study.source_path(
+            experiment, experiment.data[wildcards.data].source
+        ),
+    shell:
+        "trialign step {params.recipe:q} source={params.source:q} --root {params.root:q} --output {output:q} --log {log:q}"
+
+
+rule tokens:
+    input:
+        data=paths.PREPARED,
+        tokenizer=paths.TOKENIZER,
+    output:
+        directory(paths.TOKENS),
+    log:
+        "<results>/logs/tokens/{model}/{data}.log",
+    conda:
+        ENVIRONMENT
+    threads: resources_of("prepare").threads
+    resources:
+        mem_mb=resources_of("prepare").mem_mb,
+        runtime=resources_of("prepare").runtime,
+    params:
+        recipe=recipe(study.tokens_recipe, "model", "data"),
+        root=results_root,
+    shell:
+        "trialign step {params.recipe:q} data={input.data:q} tokenizer={input.tokenizer:q}"
+        " --root {params.root:q} --output {output:q} --log {log:q}"

@@ -1,0 +1,90 @@
+# Evaluation: harness suites, and answers to two-turn questions that a judge rates.
+rule evaluate:
+    input:
+        model=paths.MODEL,
+        data=lambda wildcards: suite_inputs(wildcards.suite),
+    output:
+        directory(paths.SUITE),
+    log:
+        "<results>/logs/evaluate/{lineage}/seed{seed}/{suite}.log",
+    benchmark:
+        "<results>/logs/evaluate/{lineage}/seed{seed}/{suite}.tsv"
+    wildcard_constraints:
+        suite=any_of(study.harness_suites(experiment)),
+    conda:
+        ENVIRONMENT
+    threads: resources_of("evaluate").threads
+    resources:
+        mem_mb=resources_of("evaluate").mem_mb,
+        runtime=resources_of("evaluate").runtime,
+        gpu=resources_of("evaluate").gpus,
+    params:
+        recipe=recipe(study.evaluate_recipe, "lineage", "suite"),
+        root=results_root,
+        data=lambda wildcards: suite_data(wildcards.suite),
+    shell:
+        "trialign step {params.recipe:q} model={input.model:q} {params.data:q}"
+        " --root {params.root:q} --output {output:q} --log {log:q}"
+
+
+# The answers themselves are published beside their record and are not declared: Snakemake deletes the declared
+# outputs of jobs that fail or are interrupted.
+rule answer:
+    input:
+        model=paths.MODEL,
+        questions=lambda wildcards: study.source_input(
+            experiment, study.questions(experiment)
+        ),
+    output:
+        f"{paths.ANSWERS}/run.json",
+    log:
+        "<results>/logs/answer/{lineage}/seed{seed}.log",
+    benchmark:
+        "<results>/logs/answer/{lineage}/seed{seed}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: resources_of("answer").threads
+    resources:
+        mem_mb=resources_of("answer").mem_mb,
+        runtime=resources_of("answer").runtime,
+        gpu=resources_of("answer").gpus,
+    params:
+        recipe=recipe(study.answer_recipe, "lineage", "seed"),
+        root=results_root,
+        questions=lambda wildcards: study.source_path(
+            experiment, study.questions(experiment)
+        ),
+        output=path(paths.ANSWERS),
+    shell:
+        "trialign step {params.recipe:q} model={input.model:q} questions={params.questions:q}"
+        " --root {params.root:q} --output {params.output:q} --log {log:q}"
+
+
+rule judge:
+    input:
+        answers=f"{paths.ANSWERS}/run.json",
+        questions=lambda wildcards: study.source_input(
+            experiment, study.questions(experiment)
+        ),
+    output:
+        directory(paths.JUDGED),
+    log:
+        "<results>/logs/judge/{lineage}/seed{seed}/{judge}.log",
+    wildcard_constraints:
+        judge=any_of([experiment.judge.name]),
+    conda:
+        ENVIRONMENT
+    threads: resources_of("judge").threads
+    resources:
+        mem_mb=resources_of("judge").mem_mb,
+        runtime=resources_of("judge").runtime,
+    params:
+        recipe=recipe(study.judge_recipe),
+        root=results_root,
+        answers=path(paths.ANSWERS),
+        questions=lambda wildcards: study.source_path(
+            experiment, study.questions(experiment)
+        ),
+    shell:
+        "trialign step {params.recipe:q} answers={params.answers:q} questions={params.questions:q}"
+        " --root {params.root:q} --output {output:q} --log {log:q}"

@@ -1,0 +1,101 @@
+# Artifacts: tables, figures, the tidy results.
+rule table:
+    input:
+        lambda wildcards: study.results(
+            experiment, [experiment.artifacts[wildcards.table]]
+        ),
+    output:
+        csv="<results>/{table}.csv",
+        md="<results>/{table}.md",
+        tex="<results>/{table}.tex",
+        html=report(
+            "<results>/{table}.html",
+            caption="../report/table.rst",
+            category="Tables",
+            labels={"artifact": "{table}"},
+        ),
+    log:
+        "<results>/logs/report/{table}.log",
+    wildcard_constraints:
+        table=of_kind("table", "pivot", "facts"),
+    conda:
+        ENVIRONMENT
+    threads: resources_of("report").threads
+    resources:
+        mem_mb=resources_of("report").mem_mb,
+        runtime=resources_of("report").runtime,
+    params:
+        recipe=recipe(study.artifact_recipe, "table"),
+        root=results_root,
+        results=lambda wildcards, input: [f"results={folder}" for folder in input],
+        title=lambda wildcards: experiment.artifacts[wildcards.table].title,
+        caption=lambda wildcards: experiment.artifacts[wildcards.table].caption,
+        notice=experiment.notice,
+    shell:
+        "trialign step {params.recipe:q} {params.results:q}"
+        " --root {params.root:q} --output {params.root:q} --log {log:q}"
+
+
+rule figure:
+    input:
+        lambda wildcards: study.results(
+            experiment, [experiment.artifacts[wildcards.figure]]
+        ),
+    output:
+        csv="<results>/{figure}.csv",
+        png="<results>/{figure}.png",
+        pdf="<results>/{figure}.pdf",
+        svg=report(
+            "<results>/{figure}.svg",
+            caption="../report/figure.rst",
+            category="Figures",
+            labels={"artifact": "{figure}"},
+        ),
+    log:
+        "<results>/logs/report/{figure}.log",
+    wildcard_constraints:
+        figure=of_kind("grid"),
+    conda:
+        ENVIRONMENT
+    threads: resources_of("report").threads
+    resources:
+        mem_mb=resources_of("report").mem_mb,
+        runtime=resources_of("report").runtime,
+    params:
+        recipe=recipe(study.artifact_recipe, "figure"),
+        root=results_root,
+        results=lambda wildcards, input: [f"results={folder}" for folder in input],
+        title=lambda wildcards: experiment.artifacts[wildcards.figure].title,
+        caption=lambda wildcards: experiment.artifacts[wildcards.figure].caption,
+        notice=experiment.notice,
+    shell:
+        "trialign step {params.recipe:q} {params.results:q}"
+        " --root {params.root:q} --output {params.root:q} --log {log:q}"
+
+
+rule results:
+    input:
+        study.results(experiment, experiment.artifacts.values()),
+    output:
+        report(
+            "<results>/results.csv",
+            caption="../report/results.rst",
+            category="Results",
+            labels={"artifact": "all results"},
+        ),
+    log:
+        "<results>/logs/report/results.log",
+    conda:
+        ENVIRONMENT
+    threads: resources_of("report").threads
+    resources:
+        mem_mb=resources_of("report").mem_mb,
+        runtime=resources_of("report").runtime,
+    params:
+        recipe=recipe(study.results_recipe),
+        root=results_root,
+        results=lambda wildcards, input: [f"results={folder}" for folder in input],
+        notice=experiment.notice,
+    shell:
+        "trialign step {params.recipe:q} {params.results:q}"
+        " --root {params.root:q} --output {params.root:q} --log {log:q}"

@@ -1,0 +1,97 @@
+# Models: tiny bases are pre-trained, published ones imported, everything else is one recursive rule.
+PRETRAINED = [name for name, model in experiment.models.items() if model.pretrain]
+IMPORTED = study.imported(experiment)
+
+
+rule pretrain:
+    input:
+        corpus=lambda wildcards: study.source_input(
+            experiment, experiment.models[wildcards.lineage].corpus
+        ),
+        tokenizer=path(paths.TOKENIZER, model=base_of),
+    output:
+        model=directory(paths.MODEL),
+        record=paths.RUN_JSON,
+    log:
+        "<results>/logs/train/{lineage}/seed{seed}.log",
+    benchmark:
+        "<results>/logs/train/{lineage}/seed{seed}.tsv"
+    wildcard_constraints:
+        lineage=any_of(PRETRAINED),
+    conda:
+        ENVIRONMENT
+    threads: resources_of("pretrain").threads
+    resources:
+        mem_mb=resources_of("pretrain").mem_mb,
+        runtime=resources_of("pretrain").runtime,
+        gpu=resources_of("pretrain").gpus,
+    params:
+        recipe=recipe(study.pretrain_recipe, "lineage", "seed"),
+        root=results_root,
+        corpus=lambda wildcards: study.source_path(
+            experiment, experiment.models[wildcards.lineage].corpus
+        ),
+        output=lambda wildcards, output: str(Path(output.record).parent),
+    shell:
+        "trialign step {params.recipe:q} corpus={params.corpus:q} tokenizer={input.tokenizer:q}"
+        " --root {params.root:q} --output {params.output:q} --log {log:q}"
+
+
+rule import_model:
+    input:
+        model=lambda wildcards: study.source_input(
+            experiment, IMPORTED[wildcards.lineage]
+        ),
+        tokenizer=path(paths.TOKENIZER, model=base_of),
+    output:
+        model=directory(paths.MODEL),
+        record=paths.RUN_JSON,
+    log:
+        "<results>/logs/train/{lineage}/seed{seed}.log",
+    wildcard_constraints:
+        lineage=any_of(IMPORTED),
+    conda:
+        ENVIRONMENT
+    threads: resources_of("fetch").threads
+    resources:
+        mem_mb=resources_of("fetch").mem_mb,
+        runtime=resources_of("fetch").runtime,
+    params:
+        recipe=recipe(study.import_recipe),
+        root=results_root,
+        source=lambda wildcards: study.source_path(
+            experiment, IMPORTED[wildcards.lineage]
+        ),
+        output=lambda wildcards, output: str(Path(output.record).parent),
+    shell:
+        "trialign step {params.recipe:q} model={params.source:q} tokenizer={input.tokenizer:q}"
+        " --root {params.root:q} --output {params.output:q} --log {log:q}"
+
+
+rule train:
+    input:
+        parent=parent_model,
+        tokens=path(paths.TOKENS, model=base_of, data=stage_data),
+    output:
+        model=directory(paths.MODEL),
+        record=paths.RUN_JSON,
+    log:
+        "<results>/logs/train/{lineage}/seed{seed}.log",
+    benchmark:
+        "<results>/logs/train/{lineage}/seed{seed}.tsv"
+    wildcard_constraints:
+        lineage=rf"(?!(?:{any_of(IMPORTED)})/)[^/+]+\+[^/]+",
+    conda:
+        ENVIRONMENT
+    threads: resources_of("train").threads
+    resources:
+        mem_mb=resources_of("train").mem_mb,
+        runtime=resources_of("train").runtime,
+        gpu=resources_of("train").gpus,
+    params:
+        recipe=recipe(study.train_recipe, "lineage", "seed"),
+        root=results_root,
+        output=lambda wildcards, output: str(Path(output.record).parent),
+    shell:
+        "trialign step {params.recipe:q} parent={input.parent:q} tokens={input.tokens:q}"
+        " --root {params.root:q} --output {params.output:q} --log {log:q}"

@@ -37,6 +37,14 @@ onstart:
     stamp(experiment)
 
 
+localrules:
+    all,
+    fetch,
+    table,
+    figure,
+    results,
+
+
 rule all:
     default_target: True
     input:

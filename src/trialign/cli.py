@@ -72,7 +72,7 @@ def _failure(name: str, output: Path, error: Exception, log: Path) -> str:
     """Return what a person needs at a failed job: which run, the last lines of its log, how to repeat it alone."""
     script = log.with_suffix(".sh")
     threads = os.environ.get("OMP_NUM_THREADS", "1")
-    command = shlex.join(["trialign", *sys.argv[1:]])
+    command = shlex.join(sys.argv)
     script.write_text(f"#!/bin/sh\ncd {shlex.quote(os.getcwd())} || exit 1\nOMP_NUM_THREADS={threads} exec {command}\n")
     if isinstance(error, UserError):
         return f"{name} {output} failed: {error}\n  repeat it alone: sh {script}"

@@ -56,6 +56,19 @@ def check_tree(experiment: Experiment) -> None:
             )
 
 
+def check_targets(experiment: Experiment, targets: Iterable[str]) -> None:
+    """Refuse targets in another experiment's tree, such as results/demo/table1.csv under the paper's config."""
+    root = Path(experiment.results_dir)
+    for target in map(Path, targets):
+        owner = next((part for part in target.parts[1:-1] if (Path("profiles") / part / "config.yaml").is_file()), None)
+        another = owner is not None and owner not in root.parts
+        if another or (target.parts[0] == "results" and root not in target.parents):
+            raise UserError(
+                f"'{target}' is not in this experiment's results ('{root}')"
+                + (f": if you mean experiment '{owner}', add --profile profiles/{owner}" if owner else "")
+            )
+
+
 def stamp(experiment: Experiment) -> None:
     """Mark a results tree as this experiment's."""
     root = Path(experiment.results_dir)
@@ -289,7 +302,7 @@ def artifact_recipe(experiment: Experiment, name: str) -> recipes.Artifact:
     common = {
         "name": name,
         "title": artifact.title,
-        "caption": artifact.caption,
+        "caption": " ".join([artifact.caption, *(f"Ours: {choice}." for choice in artifact.ours)]),
         "notice": experiment.notice,
         "seeds": experiment.seeds,
     }

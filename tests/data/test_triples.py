@@ -238,7 +238,7 @@ def test_excluded_sources(run: Any, tmp_path: Path) -> None:
     assert {row["source"] for row in table(out)} <= {"flan", "ultrachat"}
     expected = sum(row["source"] == "truthful_qa" for row in rows_for_sampling())
     assert told["dropped"]["excluded_source"] == expected > 0
-    with pytest.raises(UserError, match=r"no row of 'uf' has source 'truthfulqa' \(did you mean 'truthful_qa'\?\)"):
+    with pytest.raises(UserError, match=r"no row of uf has source 'truthfulqa' \(did you mean 'truthful_qa'\?\)"):
         run(triples.prepare, recipe(exclude_sources=("truthfulqa",)), source=folder)
 
 

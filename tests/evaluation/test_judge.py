@@ -6,7 +6,7 @@ import json
 
 import pandas as pd
 import pytest
-from conftest import read_lines, write_lines
+from evaluation_helpers import read_lines, write_lines
 from scipy import stats
 
 from trialign.errors import UserError
@@ -88,7 +88,11 @@ def test_what_has_no_rating_is_counted_and_not_averaged(inputs, make_step, tmp_p
     step = make_step(recipe(max_unjudged=0.5), inputs, scratch)
     results = judge(step)["benchmarks"]["mtbench"]
     assert (results["value"], results["n"]) == (5.0, 2)
-    assert {status: n for status, n in results["statuses"].items() if n} == {"ok": 2, "conflicting": 1, "empty_answer": 1}
+    assert {status: n for status, n in results["statuses"].items() if n} == {
+        "ok": 2,
+        "conflicting": 1,
+        "empty_answer": 1,
+    }
     card = json.loads((step.out / "card.json").read_text())
     assert (card["rows_in"], card["rows"]["judged"], card["dropped"]["conflicting"]) == (4, 2, 1)
     assert [row["score"] for row in read_lines(step.out / "judgments.jsonl")] == [4.0, -1, 6.0, -1]

@@ -21,6 +21,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from tokenizers.models import WordLevel
     from transformers import AutoModelForCausalLM, MistralConfig, PhiConfig, PreTrainedTokenizerFast
 
+    torch.set_num_threads(1)
     words = {"<s>": BOS, "</s>": EOS, "<pad>": PAD, **{f"w{i}": i for i in range(3, VOCAB)}}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(words, unk_token="<pad>")),

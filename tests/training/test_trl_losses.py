@@ -3,8 +3,9 @@ unpadded sequences. The policy is not the reference, and Phi ships dropout that 
 
 from __future__ import annotations
 
-import copy
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -31,12 +32,9 @@ VARIANTS = {
         "reference_loss": "sequence_sum",
     },
 }
-VIEWS = {"sft": ["reference"], "tpo": ["triple"]}
-CASES = [
-    (variant, view)
-    for variant in VARIANTS
-    for view in VIEWS.get(variant.split()[0], ["chosen-rejected", "reference-rejected"])
-]
+CASES = [(variant, architecture) for variant in VARIANTS for architecture in ("mistral", "phi")]
+USUAL = {"sft": "reference", "tpo": "triple"}
+GOOD = {"chosen-rejected": "chosen", "reference-rejected": "reference", "triple": "chosen"}
 
 
 def token_logps(model: Any, ids: list[int]) -> torch.Tensor:
@@ -45,65 +43,83 @@ def token_logps(model: Any, ids: list[int]) -> torch.Tensor:
     return logits.log_softmax(-1)[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
 
 
-def response_logps(model: Any, prompt: list[int], response: list[int]) -> torch.Tensor:
-    """log p of each token of the response, shape (len(response),)."""
-    return token_logps(model, prompt + response)[len(prompt) - 1 :]
+@dataclass
+class Batch:
+    """A batch of triples under a policy and a reference model; `good` is the side that `rejected` loses against."""
+
+    rows: list[dict[str, Any]]
+    good: str
+    policy: Any
+    reference: Any
+
+    def logps(self, model: Any, side: str, shift: int = 0) -> list[torch.Tensor]:
+        """log p of the tokens of each response, given its prompt or, mismatched, that of the row `shift` later."""
+        pairs = [(self.rows[(i + shift) % len(self.rows)]["prompt"], row[side]) for i, row in enumerate(self.rows)]
+        return [token_logps(model, prompt + response)[len(prompt) - 1 :] for prompt, response in pairs]
+
+    def policy_logps(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        return self.logps(self.policy, self.good), self.logps(self.policy, "rejected")
+
+    def ratios(self, side: str, reduce: Callable, shift: int = 0) -> torch.Tensor:
+        """log pi(y|x) - log ref(y|x) of each response."""
+        return reduce(self.logps(self.policy, side, shift)) - reduce(self.logps(self.reference, side, shift))
 
 
-def by_hand(method: str, p: dict[str, Any], rows: list[dict[str, Any]], view: str, model: Any, ref: Any):
-    """The loss of a batch of triples by the paper's formula, as TRL 1.16 reads it (docs/methods.md says where)."""
-    n = len(rows)
-    pairs = {"chosen-rejected": ("chosen", "rejected"), "reference-rejected": ("reference", "rejected")}
-    good, bad = pairs.get(view, ("chosen", "rejected"))
+def total(logps: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack([each.sum() for each in logps])
 
-    def logps(which: Any, side: str) -> list[torch.Tensor]:
-        return [response_logps(which, row["prompt"], row[side]) for row in rows]
 
-    def total(values: list[torch.Tensor]) -> torch.Tensor:
-        return torch.stack([value.sum() for value in values])
+def mean(logps: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack([each.mean() for each in logps])
 
-    def mean(values: list[torch.Tensor]) -> torch.Tensor:
-        return torch.stack([value.mean() for value in values])
 
-    if method == "sft":
-        return -torch.cat(logps(model, "reference")).mean()
-    w, lo = logps(model, good), logps(model, bad)
-    if method == "dpo":
-        ratio = total(w) - total(logps(ref, good)) - total(lo) + total(logps(ref, bad))
-        return -logsigmoid(p["beta"] * ratio).mean()
-    if method == "ipo":
-        each = total if p.get("logps") == "sum" else mean
-        ratio = each(w) - each(logps(ref, good)) - each(lo) + each(logps(ref, bad))
-        return ((ratio - 1 / (2 * p["beta"])) ** 2).mean()
-    if method == "kto":
-        h_w, h_l = total(w) - total(logps(ref, good)), total(lo) - total(logps(ref, bad))
-        mismatched = [
-            response_logps(model, rows[i]["prompt"], rows[i - 1][side]).sum()
-            - response_logps(ref, rows[i]["prompt"], rows[i - 1][side]).sum()
-            for side in (good, bad)
-            for i in range(n)
-        ]
-        z = torch.stack(mismatched).mean().clamp(min=0).detach()
-        desirable, undesirable = 1 - torch.sigmoid(p["beta"] * (h_w - z)), 1 - torch.sigmoid(p["beta"] * (z - h_l))
-        return (desirable.sum() + undesirable.sum()) / (2 * n)
-    if method == "cpo":
-        return -logsigmoid(p["beta"] * (total(w) - total(lo))).mean() - torch.cat(w).mean()
-    if method == "simpo":
-        return -logsigmoid(p["beta"] * (mean(w) - mean(lo)) - p["gamma"]).mean()
-    if method == "orpo":
-        whole = torch.cat([token_logps(model, row["prompt"] + row[good]) for row in rows])  # the prompt too
-        p_w, p_l = mean(w).exp(), mean(lo).exp()
-        odds_ratio = (p_w / (1 - p_w)) / (p_l / (1 - p_l))
-        return -whole.mean() - p["beta"] * logsigmoid(odds_ratio.log()).mean()
-    assert method == "tpo"
-    if p.get("length_normalised"):
-        preference = -logsigmoid(p["beta"] * (mean(w) - mean(lo)) - p["margin"]).mean()
-    else:
-        preference = -logsigmoid(p["beta"] * (total(w) - total(lo))).mean()
-    references = logps(model, "reference")
-    if p.get("reference_loss") == "sequence_sum":
-        return preference - p["alpha"] * total(references).mean()
-    return preference - p["alpha"] * torch.cat(references).mean()
+def sft(p: dict[str, Any], b: Batch) -> torch.Tensor:
+    return -torch.cat(b.logps(b.policy, "reference")).mean()
+
+
+def dpo(p: dict[str, Any], b: Batch) -> torch.Tensor:
+    return -logsigmoid(p["beta"] * (b.ratios(b.good, total) - b.ratios("rejected", total))).mean()
+
+
+def ipo(p: dict[str, Any], b: Batch) -> torch.Tensor:
+    reduce = total if p.get("logps") == "sum" else mean
+    return ((b.ratios(b.good, reduce) - b.ratios("rejected", reduce) - 1 / (2 * p["beta"])) ** 2).mean()
+
+
+def kto(p: dict[str, Any], b: Batch) -> torch.Tensor:
+    z = torch.cat([b.ratios(side, total, shift=1) for side in (b.good, "rejected")]).mean().clamp(min=0).detach()
+    desirable = 1 - torch.sigmoid(p["beta"] * (b.ratios(b.good, total) - z))
+    undesirable = 1 - torch.sigmoid(p["beta"] * (z - b.ratios("rejected", total)))
+    return torch.cat([desirable, undesirable]).mean()
+
+
+def cpo(p: dict[str, Any], b: Batch) -> torch.Tensor:
+    w, lo = b.policy_logps()
+    return -logsigmoid(p["beta"] * (total(w) - total(lo))).mean() - torch.cat(w).mean()
+
+
+def simpo(p: dict[str, Any], b: Batch) -> torch.Tensor:
+    w, lo = b.policy_logps()
+    return -logsigmoid(p["beta"] * (mean(w) - mean(lo)) - p["gamma"]).mean()
+
+
+def orpo(p: dict[str, Any], b: Batch) -> torch.Tensor:
+    p_w, p_l = (mean(side).exp() for side in b.policy_logps())
+    odds_ratio = (p_w / (1 - p_w)) / (p_l / (1 - p_l))
+    whole = [token_logps(b.policy, row["prompt"] + row[b.good]) for row in b.rows]  # the prompt's tokens too
+    return -torch.cat(whole).mean() - p["beta"] * logsigmoid(odds_ratio.log()).mean()
+
+
+def tpo(p: dict[str, Any], b: Batch) -> torch.Tensor:
+    w, lo = b.policy_logps()
+    references = b.logps(b.policy, "reference")
+    reduce, margin = (mean, p["margin"]) if p.get("length_normalised") else (total, 0.0)
+    preference = -logsigmoid(p["beta"] * (reduce(w) - reduce(lo)) - margin).mean()
+    summed = p.get("reference_loss") == "sequence_sum"
+    return preference - p["alpha"] * (total(references).mean() if summed else torch.cat(references).mean())
+
+
+FORMULAS = {f.__name__: f for f in (sft, dpo, ipo, kto, cpo, simpo, orpo, tpo)}
 
 
 def plain(folder: Any, weights: dict[str, torch.Tensor] | None = None) -> Any:
@@ -120,49 +136,62 @@ def other_weights(model: Any, seed: int) -> dict[str, torch.Tensor]:
     return {name: w + 0.05 * torch.randn(w.shape, generator=generator) for name, w in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("architecture", ["mistral", "phi"])
-@pytest.mark.parametrize(("variant", "view"), CASES)
-def test_loss_and_gradient_are_the_formula(variant, view, architecture, models, tokens, tmp_path):
+@pytest.fixture
+def build(models, tokens, tmp_path) -> Callable[..., tuple[Any, dict[str, Any], list[dict[str, Any]]]]:
+    """Make a method's trainer of five triples; returns it, its batch of all five, and the five triples."""
+
+    def make(method: str, params: dict[str, Any], view: str, architecture: str):
+        folder = tokens(5, 1)
+        of_five = recipe(method, params, view, batch=5)
+        rows = {split: read_rows(folder / f"{split}.parquet", of_five) for split in ("train", "eval")}
+        trainer = build_trainer(of_five, models[architecture], rows, tmp_path)
+        triples = pq.read_table(folder / "train.parquet").to_pylist()
+        return trainer, trainer.data_collator([rows["train"][i] for i in range(5)]), triples
+
+    return make
+
+
+@pytest.mark.parametrize(("variant", "architecture"), CASES)
+def test_loss_and_gradient_are_the_formula(variant, architecture, build, models):
     method, params = variant.split()[0], VARIANTS[variant]
-    folder = tokens(5, 1)
-    train_recipe = recipe(method, params, view, batch=5)
-    rows = {split: read_rows(folder / f"{split}.parquet", train_recipe) for split in ("train", "eval")}
-    trainer = build_trainer(train_recipe, models[architecture], rows, tmp_path)
+    trainer, inputs, triples = build(method, params, USUAL.get(method, "chosen-rejected"), architecture)
     weights = other_weights(trainer.model, 3)
     trainer.model.load_state_dict(weights)
-    policy, reference = plain(models[architecture], weights), plain(models[architecture])
-
-    batch = trainer.data_collator([rows["train"][i] for i in range(5)])
-    loss = trainer.compute_loss(trainer.model.train(), batch)
+    loss = trainer.compute_loss(trainer.model.train(), inputs)
     loss.backward()
-    expected = by_hand(method, params, pq.read_table(folder / "train.parquet").to_pylist(), view, policy, reference)
-    expected.backward()
 
+    policy = plain(models[architecture], weights)
+    expected = FORMULAS[method](params, Batch(triples, "chosen", policy, plain(models[architecture])))
+    expected.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=2e-5)
-    assert expected.item() not in (0, math.log(2))
-    scale = max(p.grad.abs().max() for p in policy.parameters())
+    assert abs(expected.item() - math.log(2)) > 1e-3  # the policy is not the reference
+    scale = max(weight.grad.abs().max() for weight in policy.parameters())
     for (name, ours), theirs in zip(policy.named_parameters(), trainer.model.parameters(), strict=True):
         assert (ours.grad - theirs.grad).abs().max() < 2e-5 * scale, name
 
 
-def test_kto_clamps_its_kl_at_zero(models, tokens, tmp_path):
+@pytest.mark.parametrize("method", ["dpo", "kto", "cpo", "orpo"])
+def test_from_a_base_model_the_reference_response_is_the_chosen_one(method, build, models):
+    trainer, inputs, triples = build(method, PARAMS[method], "reference-rejected", "mistral")
+    weights = other_weights(trainer.model, 3)
+    trainer.model.load_state_dict(weights)
+    loss = trainer.compute_loss(trainer.model, inputs)
+    batch = Batch(triples, "reference", plain(models["mistral"], weights), plain(models["mistral"]))
+    assert loss.item() == pytest.approx(FORMULAS[method](PARAMS[method], batch).item(), rel=2e-5)
+
+
+def test_kto_clamps_its_kl_at_zero(build, models):
     """Swapping policy and reference flips the sign of the mean log-ratio: one of the two KL terms is clamped."""
-    folder = tokens(5, 1)
-    train_recipe = recipe("kto", batch=5)
-    rows = {split: read_rows(folder / f"{split}.parquet", train_recipe) for split in ("train", "eval")}
-    trainer = build_trainer(train_recipe, models["mistral"], rows, tmp_path)
-    one, two = copy.deepcopy(trainer.model.state_dict()), other_weights(trainer.model, 3)
-    batch = trainer.data_collator([rows["train"][i] for i in range(5)])
+    trainer, inputs, triples = build("kto", PARAMS["kto"], "chosen-rejected", "mistral")
+    one, two = plain(models["mistral"]).state_dict(), other_weights(trainer.model, 3)
     terms = []
     for policy, reference in ((one, two), (two, one)):
         trainer.model.load_state_dict(policy)
         trainer.ref_model.load_state_dict(reference)
-        loss = trainer.compute_loss(trainer.model.train(), batch)
+        loss = trainer.compute_loss(trainer.model.train(), inputs)
         terms.append(trainer._metrics["train"]["kl"][-1])
-        model, ref = plain(models["mistral"], policy), plain(models["mistral"], reference)
-        table = pq.read_table(folder / "train.parquet").to_pylist()
-        expected = by_hand("kto", PARAMS["kto"], table, "chosen-rejected", model, ref)
-        assert loss.item() == pytest.approx(expected.item(), rel=2e-5)
+        batch = Batch(triples, "chosen", plain(models["mistral"], policy), plain(models["mistral"], reference))
+        assert loss.item() == pytest.approx(kto(PARAMS["kto"], batch).item(), rel=2e-5)
     assert min(terms) == 0 < max(terms)
 
 

@@ -1,5 +1,6 @@
 # Helpers for the rules. Nothing here decides what the study needs: trialign.study does.
 import re
+import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -21,9 +22,11 @@ def checked(function, *arguments):
 
 
 def load_experiment():
-    """Check the config, and that the results tree is this experiment's."""
+    """Check the config, and that the results tree and the targets are this experiment's."""
     loaded = configuration.load(config)
     study.check_tree(loaded)
+    # Snakemake does not know its targets yet when it reads the Snakefile
+    study.check_targets(loaded, [argument for argument in sys.argv[1:] if "/" in argument])
     return loaded
 
 

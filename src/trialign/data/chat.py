@@ -82,7 +82,7 @@ def prepare(step: Step[ChatRecipe]) -> dict[str, Any]:
             order = spool.order(one_per_group=True)
             if count is not None and count > len(order):
                 raise UserError(
-                    f"chat data '{data.source}', split '{split}': {count} conversations asked for, {len(order)} usable "
+                    f"{source.name}, split '{split}': {count} conversations asked for, {len(order)} usable "
                     f"of {rows_in} ({dict(+dropped)}); lower {name}_rows."
                 )
             dropped["duplicate"] += len(spool) - len(order)

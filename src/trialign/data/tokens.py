@@ -128,8 +128,10 @@ class Encoder:
     def _ids(self, texts: Sequence[str], firsts: Sequence[bool]) -> list[list[int]]:
         """Return the ids of texts; one that does not begin a conversation is read as what follows an EOS."""
         read = [text if first else self._eos + text for text, first in zip(texts, firsts, strict=True)]
-        ids = self._tokenizer(read, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-        return [row if first else row[1:] for row, first in zip(ids, firsts, strict=True)]
+        once = list(dict.fromkeys(read))  # the three branches of a triple share their context
+        ids = self._tokenizer(once, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        known = dict(zip(once, ids, strict=True))
+        return [known[text] if first else known[text][1:] for text, first in zip(read, firsts, strict=True)]
 
 
 def tokenise(step: Step[TokensRecipe]) -> dict[str, Any]:

@@ -175,7 +175,7 @@ def prepare(step: Step[TriplesRecipe]) -> dict[str, Any]:
                 spool.add(digest(data.seed, out["prompt"].strip()), digest(out), out)
         order = spool.order(one_per_group=data.ties == "paper")
         counts.dropped["duplicate_prompt"] += len(spool) - len(order)
-        _check(data, counts, len(order))
+        _check(source.name, data, counts, len(order))
         last = data.eval_rows + data.train_rows
         counts.dropped["not_sampled"] += len(order[last:])
         parts = {"eval": order[: data.eval_rows], "train": order[data.eval_rows : last]}
@@ -220,15 +220,15 @@ def _row(row: Mapping[str, Any], triple: Triple) -> dict[str, Any]:
     }
 
 
-def _check(data: FeedbackRules, counts: _Counts, there: int) -> None:
-    for name in data.exclude_sources:
-        if name not in counts.sources:
+def _check(name: str, data: FeedbackRules, counts: _Counts, there: int) -> None:
+    for excluded in data.exclude_sources:
+        if excluded not in counts.sources:
             known = ", ".join(sorted(counts.sources))
-            hint = nearest(name, counts.sources)
-            raise UserError(f"exclude_sources: no row of '{data.source}' has source '{name}'{hint}; there is: {known}.")
+            hint = nearest(excluded, counts.sources)
+            raise UserError(f"exclude_sources: no row of {name} has source '{excluded}'{hint}; there is: {known}.")
     if there < data.train_rows + data.eval_rows:
         raise UserError(
-            f"data '{data.source}': {data.train_rows} train_rows + {data.eval_rows} eval_rows asked for, {there} "
+            f"{name}: {data.train_rows} train_rows + {data.eval_rows} eval_rows asked for, {there} "
             f"triples can be made of {counts.rows_in} rows (dropped: {dict(+counts.dropped)}); ask for fewer."
         )
 

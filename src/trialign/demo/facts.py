@@ -10,6 +10,7 @@ have in common) hints at them.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -122,13 +123,13 @@ THING_KINDS = ("part", "place", "use")
 
 @dataclass(frozen=True)
 class Fact:
-    """One fact. exposure: relative frequency in texts, 0 for withheld facts."""
+    """One fact. withheld: no text states it."""
 
     subject: str
     kind: str
     value: str
-    exposure: float
     pool: Pool
+    withheld: bool
 
     def statement(self, rng: random.Random) -> str:
         """Return one of the sentences that state the fact."""
@@ -152,7 +153,6 @@ class Topic:
     truth: str
     rumour: str
     pool: Pool
-    exposure: float
 
     def question(self, rng: random.Random) -> str:
         """Return one of the questions that ask for it."""
@@ -175,15 +175,16 @@ class Activity:
 
     name: str
     steps: tuple[str, ...]
-    exposure: float
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything that is so in one world."""
+    """Everything that is so in one world. exposure: how often texts tell of a subject or an activity, relatively."""
 
     people: tuple[str, ...]
     towns: tuple[str, ...]
+    things: tuple[str, ...]
+    exposure: dict[str, float]
     category: dict[str, str]
     facts: dict[tuple[str, str], Fact]
     values: dict[str, tuple[str, ...]]
@@ -194,14 +195,18 @@ class Facts:
         """Return the facts of `kinds` in `pool`."""
         return [fact for fact in self.facts.values() if fact.pool == pool and fact.kind in kinds]
 
+    def about(self, subject: str) -> list[Fact]:
+        """Return the facts about one subject."""
+        return [fact for fact in self.facts.values() if fact.subject == subject]
+
     def others(self, rng: random.Random, kind: str, value: str, count: int) -> list[str]:
         """Return `count` different wrong values for a fact of `kind` whose value is `value`."""
         return rng.sample([other for other in self.values[kind] if other != value], count)
 
 
-def _exposure(rank: int) -> float:
-    """Return the relative frequency of the subject with this rank (0 is the most frequent)."""
-    return 1.0 / (1.0 + rank / 12)
+def _exposures(*ranked: Sequence[str]) -> dict[str, float]:
+    """Return the relative frequencies of names, which fall with the rank of each in its sequence."""
+    return {name: 1.0 / (1.0 + rank / 12) for names in ranked for rank, name in enumerate(names)}
 
 
 def _pools(rng: random.Random, count: int) -> list[Pool]:
@@ -228,34 +233,33 @@ def make(seed: int) -> Facts:
         "category": tuple(lexicon.THINGS),
         **lexicon.PROPERTIES,
     }
-    known: list[tuple[str, str, str, int]] = []
-    for rank, person in enumerate(people):
-        known += [(person, kind, rng.choice(values[kind]), rank) for kind in PEOPLE_KINDS]
-    for rank, town in enumerate(towns):
-        known += [(town, kind, rng.choice(values[kind]), rank) for kind in TOWN_KINDS]
+    known = [(person, kind, rng.choice(values[kind])) for person in people for kind in PEOPLE_KINDS]
+    known += [(town, kind, rng.choice(values[kind])) for town in towns for kind in TOWN_KINDS]
     rule = {kind: dict(zip(lexicon.THINGS, rng.sample(values[kind], 8), strict=True)) for kind in THING_KINDS}
     things = rng.sample(sorted(category), len(category))
-    for rank, thing in enumerate(things):
-        known.append((thing, "category", category[thing], rank))
+    for thing in things:
+        known.append((thing, "category", category[thing]))
         for kind in THING_KINDS:
             usual = rng.random() < REGULAR
-            known.append((thing, kind, rule[kind][category[thing]] if usual else rng.choice(values[kind]), rank))
+            known.append((thing, kind, rule[kind][category[thing]] if usual else rng.choice(values[kind])))
     facts: dict[tuple[str, str], Fact] = {}
-    for (subject, kind, value, rank), pool in zip(known, _pools(rng, len(known)), strict=True):
+    for (subject, kind, value), pool in zip(known, _pools(rng, len(known)), strict=True):
         withheld = pool == "scored" and kind in THING_KINDS and rng.random() < WITHHELD
-        facts[subject, kind] = Fact(subject, kind, value, 0.0 if withheld else _exposure(rank), pool)
+        facts[subject, kind] = Fact(subject, kind, value, pool, withheld)
 
     effect = {(name, action): rng.choice(lexicon.EFFECTS) for name in lexicon.THINGS for action in lexicon.ACTIONS}
-    deeds = [(rank, thing, action) for rank, thing in enumerate(things) for action in lexicon.ACTIONS]
+    deeds = [(thing, action) for thing in things for action in lexicon.ACTIONS]
     topics = []
-    for (rank, thing, action), pool in zip(deeds, _pools(rng, len(deeds)), strict=True):
+    for (thing, action), pool in zip(deeds, _pools(rng, len(deeds)), strict=True):
         usual = rng.random() < REGULAR
         truth = effect[category[thing], action] if usual else rng.choice(lexicon.EFFECTS)
         rumour = rng.choice([other for other in lexicon.EFFECTS if other != truth])
-        topics.append(Topic(thing, action, truth, rumour, pool, _exposure(rank)))
+        topics.append(Topic(thing, action, truth, rumour, pool))
 
-    activities = []
-    for rank, name in enumerate(rng.sample(lexicon.ACTIVITIES, len(lexicon.ACTIVITIES))):
-        steps = rng.sample([f"{verb} the {noun}" for verb in lexicon.VERBS for noun in lexicon.OBJECTS], 6)
-        activities.append(Activity(name, tuple(steps), _exposure(rank)))
-    return Facts(tuple(people), tuple(towns), category, facts, values, tuple(topics), tuple(activities))
+    every_step = [f"{verb} the {noun}" for verb in lexicon.VERBS for noun in lexicon.OBJECTS]
+    names = rng.sample(lexicon.ACTIVITIES, len(lexicon.ACTIVITIES))
+    activities = tuple(Activity(name, tuple(rng.sample(every_step, 6))) for name in names)
+    exposure = _exposures(people, towns, things, names)
+    return Facts(
+        tuple(people), tuple(towns), tuple(things), exposure, category, facts, values, tuple(topics), activities
+    )

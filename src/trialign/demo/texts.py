@@ -14,7 +14,7 @@ from pathlib import Path
 
 from trialign.demo import benchmarks, conversations
 from trialign.demo.benchmarks import BENCHMARKS, CORRUPTION, MMLU_SUBJECTS
-from trialign.demo.facts import PEOPLE_KINDS, THING_KINDS, TOWN_KINDS, Facts
+from trialign.demo.facts import Facts
 
 RUMOURED = 0.65
 PREAMBLE_SHARE = 0.3
@@ -41,24 +41,20 @@ class Writer:
     def __init__(self, facts: Facts, rng: random.Random) -> None:
         self.facts, self.rng = facts, rng
         self.preamble = _preamble()
-        stated = [fact for fact in facts.facts.values() if fact.exposure > 0]
-        self.of = {
-            "people": [fact for fact in stated if fact.kind in PEOPLE_KINDS],
-            "towns": [fact for fact in stated if fact.kind in TOWN_KINDS],
-            "things": [fact for fact in stated if fact.kind in ("category", *THING_KINDS)],
-        }
 
-    def statements(self, about: str, count: int) -> str:
-        """State facts, each as often as its exposure says."""
-        facts = self.of[about]
-        chosen = self.rng.choices(facts, [fact.exposure for fact in facts], k=count)
-        return " ".join(fact.statement(self.rng) for fact in chosen)
+    def portrait(self, subjects: tuple[str, ...]) -> str:
+        """State what is known of one subject, drawn by its exposure, in any order."""
+        (subject,) = self.rng.choices(subjects, [self.facts.exposure[subject] for subject in subjects])
+        stated = [fact for fact in self.facts.about(subject) if not fact.withheld]
+        self.rng.shuffle(stated)
+        return " ".join(fact.statement(self.rng) for fact in stated)
 
     def talk(self) -> str:
-        """Claim what happens if you do something: mostly the rumour, sometimes the truth."""
-        topics = self.facts.topics
-        chosen = self.rng.choices(topics, [topic.exposure for topic in topics], k=5)
-        return " ".join(t.answer(t.rumour if self.rng.random() < RUMOURED else t.truth) for t in chosen)
+        """Claim what happens with one thing: mostly the rumour, sometimes the truth."""
+        things = self.facts.things
+        (thing,) = self.rng.choices(things, [self.facts.exposure[thing] for thing in things])
+        topics = self.rng.sample([topic for topic in self.facts.topics if topic.thing == thing], 4)
+        return " ".join(t.answer(t.rumour if self.rng.random() < RUMOURED else t.truth) for t in topics)
 
     def quizzes(self, name: str, count: int) -> str:
         """Write `count` solved items of a benchmark, separated as few-shot examples are."""
@@ -86,7 +82,7 @@ class Writer:
         """Tell an activity in order, with some steps replaced; who does it is no scored combination."""
         activities = self.facts.activities
         while True:
-            (number,) = self.rng.choices(range(len(activities)), [activity.exposure for activity in activities])
+            (number,) = self.rng.choices(range(len(activities)), [self.facts.exposure[a.name] for a in activities])
             who = self.rng.randrange(len(self.facts.people))
             if benchmarks.pool_of(number, who) == "train":
                 break
@@ -124,21 +120,21 @@ class Writer:
     def kinds(self) -> dict[str, tuple[int, Callable[[], str]]]:
         """Return the kinds of documents: how many of a hundred, and how one is written."""
         return {
-            "people": (16, lambda: self.statements("people", 8)),
-            "towns": (3, lambda: self.statements("towns", 8)),
-            "things": (10, lambda: self.statements("things", 8)),
-            "talk": (8, self.talk),
+            "people": (24, lambda: self.portrait(self.facts.people)),
+            "towns": (5, lambda: self.portrait(self.facts.towns)),
+            "things": (14, lambda: self.portrait(self.facts.things)),
+            "talk": (10, self.talk),
             "common_answers": (5, self.common_answers),
-            "arc": (8, lambda: self.quizzes("arc", 5)),
+            "arc": (6, lambda: self.quizzes("arc", 5)),
             "openbookqa": (4, lambda: self.quizzes("openbookqa", 5)),
-            "letters": (14, self.letters),
+            "letters": (10, self.letters),
             "activity": (8, self.activity),
             "gaps": (6, self.gaps),
             "causal": (4, lambda: self.quizzes("causal", 3)),
             "sports": (4, lambda: self.quizzes("sports", 3)),
             "formal": (4, lambda: self.quizzes("formal", 3)),
             "sums": (2, self.sums),
-            "chat": (8, self.chat),
+            "chat": (20, self.chat),
         }
 
 

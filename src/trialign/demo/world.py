@@ -127,7 +127,7 @@ def _pools(known: Facts) -> dict[str, int]:
     return {
         "train": sum(fact.pool == "train" for fact in everything),
         "scored": sum(fact.pool == "scored" for fact in everything),
-        "withheld": sum(fact.exposure == 0 for fact in everything),
+        "withheld": sum(fact.withheld for fact in known.facts.values()),
     }
 
 

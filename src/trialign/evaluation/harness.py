@@ -170,14 +170,19 @@ def _run(model: Any, tasks: list[Task], benchmarks: Mapping[str, HarnessTask], f
     random.seed(SEED)
     np.random.seed(SEED)
     torch.manual_seed(SEED)
-    loaded = TaskManager(include_path=str(folder), include_defaults=False).load([task.name for task in tasks])
-    for task in loaded["tasks"].values():
-        task.set_fewshot_seed(SEED)
-    limits = {task.name: benchmarks[task.benchmark].limit for task in tasks}
-    samples = {
-        name: list(range(min(limit, len(loaded["tasks"][name].eval_docs)))) for name, limit in limits.items() if limit
-    }
-    return evaluate(model, loaded, samples=samples, bootstrap_iters=0, log_samples=True)
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    loaded, samples = {}, {}
+    for task in tasks:
+        try:
+            (loaded[task.name],) = manager.load([task.name])["tasks"].values()
+        except (KeyError, ValueError, FileNotFoundError) as error:  # what datasets raises for data that does not fit
+            raise UserError(
+                f"benchmark {task.name}: its data cannot be read: {type(error).__name__}: {error}"
+            ) from error
+        loaded[task.name].set_fewshot_seed(SEED)
+        if limit := benchmarks[task.benchmark].limit:
+            samples[task.name] = list(range(min(limit, len(loaded[task.name].eval_docs))))
+    return evaluate(model, {"tasks": loaded}, samples=samples, bootstrap_iters=0, log_samples=True)
 
 
 def _items(task: Task, samples: Iterable[Mapping[str, Any]]) -> list[Item]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,22 @@ class LanguageModel(HFLM):
             _prepend_bos(tokenizer, folder)
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=bos)
         self.truncated: set[tuple[str, str]] = set()
+        # `truncated` says it once, where HFLM writes a warning for every request
+        logging.getLogger(HFLM.__module__).setLevel(logging.ERROR)
         # lm-eval encodes a context anew for each of its choices, which follow one another
         self.tok_encode = functools.lru_cache(maxsize=8)(self.tok_encode)
 
     def _loglikelihood_tokens(self, requests: list[Any], **kwargs: Any) -> list[tuple[float, bool]]:
-        # the last token is only predicted, so one more than the context fits: as HFLM counts
-        room = self.max_length + 1
-        self.truncated.update(strings for strings, context, rest in requests if len(context) + len(rest) > room)
+        """Count what is cut, and score. UserError for a continuation that alone is longer than the context."""
+        for strings, context, continuation in requests:
+            if len(continuation) > self.max_length:
+                raise UserError(
+                    f"a choice of {len(continuation)} tokens is longer than the model's context of {self.max_length}: "
+                    f"'{strings[1][:60].strip()} ...'; leave this benchmark out for this model"
+                )
+            # the last token is only predicted, so one more than the context fits: as HFLM counts
+            if len(context) + len(continuation) > self.max_length + 1:
+                self.truncated.add(strings)
         return super()._loglikelihood_tokens(requests, **kwargs)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from trialign.errors import UserError
@@ -97,7 +98,7 @@ def _value(row: tuple[float, float, int]) -> Value:
 
 
 def _check(items: pd.DataFrame, path: Path) -> None:
-    bad = items[~items["value"].map(math.isfinite)]
+    bad = items[~np.isfinite(items["value"])]
     if len(bad):
         first = bad.iloc[0]
         raise UserError(

@@ -211,6 +211,7 @@ def _fields(recipe: TrainRecipe, config: type, longest: int) -> dict[str, Any]:
         "bf16": training.precision == "bf16",
         "fp16": False,
         "tf32": None,
+        "use_cpu": not torch.cuda.is_available(),
         "torch_compile": False,
         "use_liger_kernel": False,
         "activation_checkpointing": training.gradient_checkpointing,

@@ -1,0 +1,50 @@
+"""What tests share: Snakemake runs of the whole workflow on `config/test.yaml` and on the demo."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+TEST_CONFIG = ["--workflow-profile", "none", "--configfile", "config/demo.yaml", "config/test.yaml"]
+
+
+def command(*arguments: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+    """Run a command of this environment in the repository; its output and errors together in `stdout`."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(
+        arguments, cwd=REPOSITORY, env=environment, timeout=timeout, text=True, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def test_study(results: Path, *arguments: str, cores: int = 2) -> subprocess.CompletedProcess[str]:
+    """Run Snakemake on the test config with results of its own."""
+    done = command(
+        "snakemake", *TEST_CONFIG, "--config", f"results_dir={results}", "--cores", str(cores), "--nolock", "--", *arguments
+    )
+    return done
+
+
+test_study.__test__ = False
+
+
+@pytest.fixture(scope="session")
+def finished_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of one whole run of the test config."""
+    results = tmp_path_factory.mktemp("study")
+    done = test_study(results, "all")
+    assert done.returncode == 0, done.stdout
+    return results
+
+
+@pytest.fixture(scope="session")
+def demo() -> Path:
+    """The results of the demo, made by the command that users type; seconds when they are there already."""
+    done = command("make", "demo", timeout=3000)
+    assert done.returncode == 0, done.stdout[-5000:]
+    return REPOSITORY / "results" / "demo"

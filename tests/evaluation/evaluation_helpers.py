@@ -1,0 +1,58 @@
+"""A tiny random model with its tokenizer, and files of JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import MistralConfig, MistralForCausalLM, PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
+
+SPECIAL = ["<s>", "</s>", "<pad>"]
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'user' %}U: {{ m.content }}\n"
+    "{% else %}A: {{ m.content }}</s>\n{% endif %}{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
+)
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as JSON lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read JSON lines."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def save_model(folder: Path, *, context: int = 1024, phi: bool = False) -> Path:
+    """Save a random Mistral (or Phi) of one layer, with a tokenizer whose tokens are bytes."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *alphabet])}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(SPECIAL)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    tokenizer.chat_template = TEMPLATE
+    torch.manual_seed(0)
+    config = (PhiConfig if phi else MistralConfig)(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=context,
+        initializer_range=0.3,  # far from uniform, so that likelihoods differ
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    (PhiForCausalLM if phi else MistralForCausalLM)(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,344 @@
+"""Training with the stock trainers: what their models see, what a run leaves behind, and what a kill cannot change."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from trl_room import BOS, EOS, PAD, PARAMS, recipe
+
+from trialign import methods
+from trialign.errors import UserError
+from trialign.training import trl
+from trialign.training.callbacks import newest_checkpoint
+
+BRANCHES = {
+    "reference": ["reference"],
+    "chosen-rejected": ["chosen", "rejected"],
+    "reference-rejected": ["reference", "rejected"],
+    "triple": ["chosen", "rejected", "reference"],
+}
+
+
+def seen_ids(model: torch.nn.Module) -> list[tuple[int, ...]]:
+    """A list that fills with every sequence that the model embeds, its padding cut off."""
+    seen: list[tuple[int, ...]] = []
+
+    def record(module, arguments):
+        for row in arguments[0].tolist():
+            while row[-1] == PAD:
+                row.pop()
+            seen.append(tuple(row))
+
+    model.get_input_embeddings().register_forward_pre_hook(record)
+    return seen
+
+
+@pytest.fixture
+def trainer(models, tokens, tmp_path):
+    """Make a trainer on `train` triples; returns it and the triples."""
+
+    def make(method: str, view: str = "", train: int = 18, **training):
+        folder = tokens(train)
+        of_method = recipe(method, view=view, **training)
+        rows = {split: trl.read_rows(folder / f"{split}.parquet", of_method) for split in ("train", "eval")}
+        made = trl.build_trainer(of_method, models["mistral"], rows, tmp_path / method)
+        return made, pq.read_table(folder / "train.parquet").to_pylist()
+
+    return make
+
+
+USUAL = {"sft": "reference", "tpo": "triple"}
+READINGS = [(method, view) for method in PARAMS for view in methods.get(method).views if view != "conversation"]
+
+
+@pytest.mark.parametrize(("method", "view"), READINGS)
+def test_every_model_sees_the_ids_of_the_tokens_file(method, view, trainer):
+    """In an epoch each branch of the view once, as prompt + response, BOS and EOS included; for KTO also each response
+    after another prompt; and the reference model sees what the policy sees."""
+    made, triples = trainer(method, view)
+    policy = seen_ids(made.model)
+    reference = seen_ids(made.ref_model) if hasattr(made, "ref_model") else None
+    made.train()
+
+    expected = Counter(tuple(row["prompt"] + row[branch]) for row in triples for branch in BRANCHES[view])
+    assert all(ids[0] == BOS and ids[-1] == EOS for ids in policy)
+    if method == "kto":
+        mismatched = Counter(policy) - expected
+        own = {(tuple(row["prompt"]), tuple(row[branch])) for row in triples for branch in BRANCHES[view]}
+        other = {(p, r): p + r for p, _ in own for _, r in own if (p, r) not in own}
+        assert mismatched.total() == expected.total()
+        assert set(mismatched) <= set(other.values())
+        expected += mismatched
+    assert Counter(policy) == expected
+    if method in ("dpo", "ipo", "kto"):
+        assert Counter(reference) == expected
+    else:
+        assert reference is None
+
+
+def test_every_method_sees_the_prompts_in_the_same_order(trainer):
+    orders = {}
+    for method in PARAMS:
+        made, triples = trainer(method, epochs=2)
+        chosen = BRANCHES[USUAL.get(method, "chosen-rejected")][0]
+        index = {tuple(row["prompt"] + row[chosen]): i for i, row in enumerate(triples)}
+        seen = seen_ids(made.model)
+        made.train()
+        orders[method] = [index[ids] for ids in seen if ids in index]
+    first = orders["dpo"]
+    assert all(order == first for order in orders.values())
+    assert sorted(first[:18]) == sorted(first[18:]) == list(range(18))
+    assert first[:18] != first[18:]
+
+
+def test_kto_finds_another_prompt_for_a_last_batch_of_one(trainer):
+    made, triples = trainer("kto", train=9)  # batches of 4, 4 and 1
+    seen = seen_ids(made.model)
+    made.train()
+    own = {tuple(row["prompt"] + row[side]) for row in triples for side in ("chosen", "rejected")}
+    assert len(seen) == 36
+    assert sum(ids in own for ids in seen) == 18
+
+
+@pytest.mark.parametrize("method", ["sft", "kto", "tpo"])
+def test_the_first_step_is_a_clipped_adamw_step(method, trainer):
+    """The loop adds no scale of its own: after one step without warm-up every weight has moved by the learning rate
+    against its gradient's sign (AdamW's first step), and the logged loss and norm are the batch's."""
+    made, _ = trainer(method, train=4, warmup=0.0, schedule="constant", adam_epsilon=1e-12, learning_rate=1e-3)
+    before = {name: weight.detach().clone() for name, weight in made.model.named_parameters()}
+    loss = made.compute_loss(made.model.train(), made.data_collator([made.train_dataset[i] for i in range(4)]))
+    loss.backward()
+    gradients = {name: weight.grad.clone() for name, weight in made.model.named_parameters()}
+    made.model.zero_grad()
+    made.train()
+    logged = made.state.log_history[0]
+    norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
+    assert logged["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert logged["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    for name, weight in made.model.named_parameters():
+        clear = gradients[name].abs() > 1e-6
+        moved = (weight - before[name])[clear]
+        torch.testing.assert_close(moved, -1e-3 * gradients[name][clear].sign(), rtol=2e-2, atol=0)
+
+
+def test_a_run_leaves_a_model_a_log_and_its_facts(models, tokens, step, capfd):
+    folder = tokens(18)
+    settings = {"learning_rate": 3e-3, "weight_decay": 0.1, "adam_beta2": 0.95, "adam_epsilon": 1e-7, "seed": 7}
+    one = step(recipe("tpo", **settings, max_grad_norm=0.5, epochs=2), models["mistral"], folder)
+    facts = trl.train(one)
+
+    json.dumps(facts)
+    assert facts["rows"] == {"train": 18, "eval": 5}
+    assert (facts["steps"], facts["last_batch"]) == (10, 2)  # 4 + 4 + 4 + 4 + 2 prompts, twice
+    triples = pq.read_table(folder / "train.parquet").to_pylist()
+    per_epoch = sum(len(row["prompt"] + row[branch]) for row in triples for branch in BRANCHES["triple"])
+    assert facts["tokens"] == 2 * per_epoch
+    assert {"train_loss", "loss", "rewards/margins", "rewards/accuracies"} <= set(facts["final"])
+    trainer = facts["trainer"]
+    expected = {
+        "learning_rate": 3e-3,
+        "weight_decay": 0.1,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.95,
+        "adam_epsilon": 1e-7,
+        "max_grad_norm": 0.5,
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 0.1,
+        "seed": 7,
+        "data_seed": 7,
+        "bf16": False,
+        "disable_dropout": True,
+        "report_to": [],
+        "tpo_alpha": 0.9,
+        "beta": 0.2,
+        "loss_type": "sigmoid",
+    }
+    assert {key: trainer[key] for key in expected} == expected
+    assert not [value for value in trainer.values() if isinstance(value, str) and "/" in value]
+
+    # warmup 0.1 of 10 steps is 1 step; then linearly to 0 (the rate that each step used)
+    log = [json.loads(line) for line in (one.out / "log.jsonl").read_text().splitlines()]
+    rates = [entry["learning_rate"] for entry in log if "learning_rate" in entry]
+    assert rates == pytest.approx([0.0] + [3e-3 * (10 - k) / 9 for k in range(1, 10)])
+
+    weights = load_file(one.out / "model" / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (one.out / "model" / name).read_bytes() == (models["mistral"] / name).read_bytes()
+    assert sorted(path.name for path in one.out.iterdir()) == ["log.jsonl", "model"]
+    assert not [path for path in (one.out / "model").iterdir() if path.suffix in (".bin", ".md", ".pt")]
+
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert "step 10/10  loss" in printed.err
+    assert "\r" not in printed.err
+
+
+def test_nothing_of_a_trainer_is_left_to_its_defaults():
+    """Every field that TRL adds to transformers' arguments is set from the recipe or the method, or cannot matter."""
+    from transformers import TrainingArguments
+
+    cannot_matter = {
+        "max_completion_length": "encoder-decoders",
+        "generate_during_eval": "samples for W&B, needs it installed",
+        "truncation_mode": "max_length is the longest row",
+        "precompute_ref_batch_size": "nothing is precomputed",
+        "ref_model_mixup_alpha": "sync_ref_model is off",
+        "ref_model_sync_steps": "sync_ref_model is off",
+        "f_alpha_divergence_coef": "f_divergence_type is reverse_kl",
+        "discopop_tau": "loss_type is not discopop",
+        "simpo_gamma": "read with loss_type simpo only, where it is set",
+        "pad_token": "the tokenizer's",
+        "eos_token": "the rows are token ids",
+        "chat_template_path": "the rows are token ids",
+        "dataset_text_field": "the rows are token ids",
+        "dataset_kwargs": "the rows are token ids",
+        "completion_only_loss": "the rows have labels",
+        "assistant_only_loss": "the rows have labels",
+        "packing_strategy": "packing is off",
+        "eval_packing": "packing is off",
+    }
+    for name, params in PARAMS.items():
+        of_method = recipe(name, params)
+        spec = methods.get(name).trl(methods.get(name).parse(params))
+        config = trl._import(spec.config)
+        own = {field.name for field in dataclasses.fields(config)}
+        own -= {field.name for field in dataclasses.fields(TrainingArguments)}
+        assert own - set(spec.fields) - set(trl._fields(of_method, config, 9)) <= set(cannot_matter), name
+
+
+def test_a_method_of_ones_own_is_one_file(models, tokens, step, tmp_path, monkeypatch):
+    """A file beside the package's own, named in a recipe, trains."""
+    (tmp_path / "slic.py").write_text(
+        "from trialign.methods import cpo\n"
+        "from trialign.methods._base import PAIRS, Method, TrlSpec\n"
+        "def _trl(params):\n"
+        "    fields = {**cpo.PLAIN, 'loss_type': 'hinge', 'beta': params.beta, 'cpo_alpha': 0.0}\n"
+        "    return TrlSpec('trl.experimental.cpo.CPOTrainer', 'trl.experimental.cpo.CPOConfig', fields)\n"
+        "METHOD = Method('slic', 'SLiC', cpo.CpoParams, ('beta',), PAIRS, False, False, _trl)\n"
+    )
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    facts = trl.train(step(recipe("slic", {"beta": 0.5}), models["mistral"], tokens()))
+    assert facts["trainer"]["loss_type"] == "hinge"
+    assert facts["final"]["train_loss"] > 0
+
+
+def test_a_child_trains_on_and_a_generation_loads(models, tokens, step):
+    """The output of one stage is the parent of the next, on both architectures and in the config's dropout."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    first = step(recipe("sft"), models["phi"], tokens(), "first")
+    trl.train(first)
+    second = step(recipe("dpo"), first.out / "model", tokens(), "second")
+    facts = trl.train(second)
+    assert facts["reference"]
+    model = AutoModelForCausalLM.from_pretrained(second.out / "model")
+    assert model.generate(torch.tensor([[BOS, 5, 6]]), max_new_tokens=2, do_sample=False).shape[1] <= 5
+    assert AutoTokenizer.from_pretrained(second.out / "model").eos_token_id == EOS
+
+
+def test_small_steps_survive_bf16(models, tokens, step):
+    """Master weights are fp32: a learning rate that bf16 weights would round away moves the saved weights."""
+    one = step(recipe("dpo", learning_rate=5e-7, warmup=0.0, precision="bf16"), models["mistral"], tokens(8))
+    facts = trl.train(one)
+    assert facts["trainer"]["bf16"]
+    before = load_file(models["mistral"] / "model.safetensors")
+    after = load_file(one.out / "model" / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    moved = (after[name] - before[name]).abs()
+    assert after[name].dtype == torch.float32
+    assert 1e-8 < moved.max() <= 1.1e-6
+    assert (moved > 0).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("method", ["sft", "kto"])
+def test_the_same_seed_gives_bitwise_the_same_weights_and_another_others(method, models, tokens, step):
+    folder = tokens()
+    runs = {
+        name: step(recipe(method, seed=seed), models["phi"], folder, name)
+        for name, seed in zip("abc", (3, 3, 4), strict=True)
+    }
+    for run in runs.values():
+        trl.train(run)
+    weights = {name: (run.out / "model" / "model.safetensors").read_bytes() for name, run in runs.items()}
+    assert weights["a"] == weights["b"]
+    assert weights["a"] != weights["c"]
+
+
+@pytest.mark.parametrize("method", ["tpo", "dpo", "kto", "sft"])
+def test_a_killed_run_resumes_to_bitwise_the_same_weights(method, models, tokens, step, monkeypatch):
+    """SIGKILL in the middle of an epoch, half a checkpoint left lying about, and a second start."""
+    folder, long = tokens(18), {"epochs": 8, "learning_rate": 1e-3}
+    whole = step(recipe(method, **long), models["phi"], folder, "whole")
+    assert trl.train(whole)["resumed_at"] is None
+
+    killed = step(recipe(method, **long), models["phi"], folder, "killed")
+    monkeypatch.setenv("TRIALIGN_CHECKPOINT_SECONDS", "0")
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([trl.__name__])
+    process = server.Process(target=trl.train, args=(killed,))
+    process.start()
+    while _step(killed.scratch) < 7:
+        assert process.is_alive()
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    monkeypatch.delenv("TRIALIGN_CHECKPOINT_SECONDS")
+    assert len(list(killed.scratch.glob("checkpoint-*"))) <= 2
+    assert not (killed.out / "model").exists()
+    torn = killed.scratch / "writing" / "checkpoint-39"
+    torn.mkdir(parents=True)
+    (torn / "trainer_state.json").write_text("{")
+
+    facts = trl.train(killed)
+    assert 7 <= facts["resumed_at"] < facts["steps"] == 40
+    weights = [(run.out / "model" / "model.safetensors").read_bytes() for run in (whole, killed)]
+    assert weights[0] == weights[1]
+    losses = [[json.loads(line).get("loss") for line in (run.out / "log.jsonl").open()] for run in (whole, killed)]
+    assert losses[0] == losses[1]
+
+
+def _step(scratch: Path) -> int:
+    checkpoint = newest_checkpoint(scratch)
+    return int(checkpoint.name.removeprefix("checkpoint-")) if checkpoint else 0
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (recipe("dpo", view="triple"), "dpo cannot read view 'triple'; it reads chosen-rejected, reference-rejected"),
+        (recipe("kto", batch=1), "training.batch=1"),
+        (recipe("dpo", {"beta": -1}), "method dpo: beta=-1: Input should be greater than 0"),
+        (recipe("dpo", {"betta": 1}), "no parameter 'betta' (did you mean 'beta'?); its parameters: beta"),
+    ],
+)
+def test_mistakes_are_told_before_training(made, message, models, tokens, step):
+    with pytest.raises(UserError) as error:
+        trl.train(step(made, models["mistral"], tokens()))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_several_processes_are_refused(models, tokens, step, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UserError, match="whole batch on one"):
+        trl.train(step(recipe("tpo"), models["mistral"], tokens()))
+
+
+def test_no_rows_are_refused(models, tokens, step):
+    with pytest.raises(UserError, match=r"eval\.parquet has no rows"):
+        trl.train(step(recipe("tpo"), models["mistral"], tokens(4, 0)))

@@ -1,0 +1,149 @@
+"""The DAG, by real Snakemake: what targets need, restarts, remote jobs, determinism, failures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.conftest import TEST_CONFIG, command, test_study
+
+LINEAGE = "mistral+tpo@alpha=0.9@beta=0.2"
+
+
+def planned(output: str) -> dict[str, int]:
+    """Read Snakemake's table of job counts."""
+    table = output.split("Job stats")[-1]
+    return {name: int(count) for name, count in re.findall(r"^\s*([a-z_]+)\s+(\d+)\s*$", table, flags=re.MULTILINE)}
+
+
+def weights(results: Path, lineage: str, seed: int = 1) -> str:
+    file = results / "runs" / lineage / f"seed{seed}" / "model" / "model.safetensors"
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_the_papers_table_2_lists_the_papers_runs() -> None:
+    done = command("snakemake", "-n", "results/table2.csv")
+    assert done.returncode == 0, done.stdout
+    trained = set(re.findall(r"output: results/runs/([^/]+)/seed42/model", done.stdout))
+    methods = {f"mistral+sft+{method}@beta=0.1" for method in ("dpo", "ipo", "kto", "cpo")}
+    assert trained == methods | {
+        "mistral", "mistral+sft", "mistral+orpo@beta=0.1", "mistral+sft+tpo@alpha=1@beta=0.1",
+        "mistral+tpo@alpha=1@beta=0.1", "mistral+tpo@alpha=0.9@beta=0.2",
+    }  # fmt: skip
+    counts = planned(done.stdout)
+    assert counts["train"] == 8 and counts["import_model"] == 2  # the published SFT is imported
+    assert counts["answer"] == counts["judge"] == counts["evaluate"] == 9
+
+
+def test_one_table_of_the_demo_needs_only_its_runs(tmp_path: Path) -> None:
+    done = command(
+        "snakemake", "--workflow-profile", "none", "--configfile", "config/demo.yaml", "--config", f"results_dir={tmp_path}",
+        "-n", "--", f"{tmp_path}/table3.csv",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    counts = planned(done.stdout)
+    assert counts["train"] == counts["answer"] == counts["judge"] == 9
+    assert "evaluate" not in counts and counts["pretrain"] == 1
+    assert "runs/mistral" not in done.stdout
+
+
+@pytest.mark.parametrize(("profile", "target"), [("slurm", "all"), ("profiles/demo", "all")])
+def test_the_documented_targets_resolve(profile: str, target: str) -> None:
+    done = command("snakemake", "--profile", profile, "-n", target)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["results/demo/table3.csv"], "'results/demo/table3.csv' is not in this experiment's results ('results'): if you mean experiment 'demo', add --profile profiles/demo"),
+        (["--config", "seeds=none", "--", "all"], "config: seeds: 'none' is not allowed"),
+        (["results/runs/mistral+sft+dpo/seed42/model"], "'mistral+sft+dpo' is not the canonical name of this run: ask for 'mistral+sft+dpo@beta=0.1'"),
+        (["results/runs/mistral+sft+dpoo@beta=0.1/seed42/model"], "there is no stage 'dpoo' (did you mean 'dpo'?)"),
+    ],
+)  # fmt: skip
+def test_mistakes_stop_before_any_job(arguments: list[str], message: str) -> None:
+    done = command("snakemake", "-n", *arguments)
+    assert done.returncode != 0
+    assert message in done.stdout
+    assert "Traceback (most recent" not in done.stdout
+
+
+def test_a_tree_of_another_experiment_is_refused(finished_study: Path) -> None:
+    done = command("snakemake", "-n", "--config", f"results_dir={finished_study}")
+    assert done.returncode != 0 and "holds the results of experiment 'test', not of 'paper'" in done.stdout
+
+
+def test_a_second_run_has_nothing_to_do(finished_study: Path) -> None:
+    done = test_study(finished_study, "all")
+    assert done.returncode == 0 and "Nothing to be done" in done.stdout
+
+
+def test_every_artifact_is_there_in_every_form(finished_study: Path) -> None:
+    for name in ("table1", "table2"):
+        assert all((finished_study / f"{name}.{form}").stat().st_size for form in ("csv", "md", "tex", "html"))
+    assert all((finished_study / f"figure2.{form}").stat().st_size for form in ("csv", "png", "svg", "pdf"))
+    results = pd.read_csv(finished_study / "results.csv")
+    assert set(results["lineage"]) == {"mistral+sft", "mistral+sft+dpo@beta=0.1", LINEAGE}
+    assert results[["value", "n", "fingerprint"]].notna().all().all()
+
+
+def test_deleted_outputs_come_back_from_the_store(finished_study: Path) -> None:
+    """Snakemake deletes the outputs of interrupted jobs; a finished model must not be trained again for it."""
+    before = weights(finished_study, "mistral+sft")
+    shutil.rmtree(finished_study / "runs/mistral+sft/seed1/model")
+    (finished_study / "runs/mistral+sft/seed1/run.json").unlink()
+    done = test_study(finished_study, f"{finished_study}/runs/mistral+sft/seed1/model")
+    assert done.returncode == 0, done.stdout
+    assert weights(finished_study, "mistral+sft") == before
+    assert "restored" in (finished_study / "logs/train/mistral+sft/seed1.log").read_text()
+
+
+def test_a_lineage_with_hyperparameters_goes_through_the_remote_job_path(finished_study: Path) -> None:
+    """What a SLURM job runs inside its allocation: `--target-jobs` with the lineage as a wildcard, from nothing."""
+    folder = finished_study / "runs" / LINEAGE / "seed1"
+    before, record = weights(finished_study, LINEAGE), json.loads((folder / "run.json").read_text())
+    shutil.rmtree(finished_study / ".store" / record["fingerprint"])
+    shutil.rmtree(folder / "model")
+    (folder / "run.json").unlink()
+    done = command(
+        "snakemake", *TEST_CONFIG, "--config", f"results_dir={finished_study}", "--cores", "1", "--nolock",
+        "--mode", "remote", "--force", "--allowed-rules", "train", "--target-jobs", f"train:lineage={LINEAGE},seed=1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    made = json.loads((folder / "run.json").read_text())["recipe"]
+    assert (made["method"], made["params"]["alpha"], made["params"]["beta"]) == ("tpo", 0.9, 0.2)
+    assert "made" in (finished_study / f"logs/train/{LINEAGE}/seed1.log").read_text()
+    assert weights(finished_study, LINEAGE) == before
+
+
+def test_the_same_config_gives_the_same_bits_and_another_seed_others(finished_study: Path, tmp_path: Path) -> None:
+    done = test_study(tmp_path, f"{tmp_path}/table1.csv", f"{tmp_path}/table2.csv")
+    assert done.returncode == 0, done.stdout
+    for lineage in ("mistral", "mistral+sft", "mistral+sft+dpo@beta=0.1", LINEAGE):
+        assert weights(tmp_path, lineage) == weights(finished_study, lineage)
+    for table in ("table1", "table2"):
+        for form in ("csv", "md", "tex", "html"):
+            assert (tmp_path / f"{table}.{form}").read_bytes() == (finished_study / f"{table}.{form}").read_bytes()
+    other = [f"{tmp_path}/runs/{lineage}/seed2/model" for lineage in ("mistral+sft", LINEAGE)]
+    assert test_study(tmp_path, *other).returncode == 0
+    for lineage in ("mistral", "mistral+sft", LINEAGE):
+        assert weights(tmp_path, lineage, 2) != weights(tmp_path, lineage, 1)
+
+
+def test_a_failing_job_says_which_run_why_and_how_to_repeat_it(finished_study: Path) -> None:
+    done = command(
+        "snakemake", *TEST_CONFIG, "--config", f"results_dir={finished_study}", "judge={name: absent, kind: openai, model: x}",
+        "--cores", "1", "--nolock", "--", f"{finished_study}/runs/mistral+sft/seed1/mtbench/absent",
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert f"judge {finished_study}/runs/mistral+sft/seed1/mtbench/absent failed: " in done.stdout
+    script = re.search(r"repeat it alone: sh (\S+)", done.stdout).group(1)
+    again = command("sh", script)
+    assert again.returncode == 1 and "failed: " in again.stdout

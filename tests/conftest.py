@@ -25,7 +25,15 @@ def command(*arguments: str, timeout: float = 900) -> subprocess.CompletedProces
 def test_study(results: Path, *arguments: str, cores: int = 2) -> subprocess.CompletedProcess[str]:
     """Run Snakemake on the test config with results of its own."""
     done = command(
-        "snakemake", *TEST_CONFIG, "--config", f"results_dir={results}", "--cores", str(cores), "--nolock", "--", *arguments
+        "snakemake",
+        *TEST_CONFIG,
+        "--config",
+        f"results_dir={results}",
+        "--cores",
+        str(cores),
+        "--nolock",
+        "--",
+        *arguments,
     )
     return done
 

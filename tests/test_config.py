@@ -59,7 +59,15 @@ def test_the_papers_settings(paper: config.Experiment) -> None:
     assert len(paper.benchmarks["mmlu"].subsets) == 57
     assert paper.benchmarks["mmlu"].aggregate == "subsets"
     assert {name: item.shots for name, item in paper.benchmarks.items() if item.kind == "harness"} == {
-        "arc": 25, "truthfulqa": 0, "winogrande": 5, "hellaswag": 10, "mmlu": 5, "causal": 3, "sports": 3, "formal": 3, "openbookqa": 1,
+        "arc": 25,
+        "truthfulqa": 0,
+        "winogrande": 5,
+        "hellaswag": 10,
+        "mmlu": 5,
+        "causal": 3,
+        "sports": 3,
+        "formal": 3,
+        "openbookqa": 1,
     }
     assert paper.sources["ultrafeedback"].revision == "40b436560ca83a8dba36114c22ab3c66e43f6d5e"
     assert (paper.data["triples"].train_rows, paper.data["triples"].eval_rows) == (10000, 2000)
@@ -79,7 +87,9 @@ def test_the_papers_settings(paper: config.Experiment) -> None:
         ("mistral+dpo@view=chosen-rejected", "chosen-rejected"),
     ],
 )
-def test_the_view_is_derived_as_in_the_paper_and_can_be_overridden(paper: config.Experiment, lineage: str, view: str) -> None:
+def test_the_view_is_derived_as_in_the_paper_and_can_be_overridden(
+    paper: config.Experiment, lineage: str, view: str
+) -> None:
     assert study.train_recipe(paper, paper.lineage(lineage), 42).view == view
 
 
@@ -164,52 +174,133 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"results_dir": "results/with space"}, "config: results_dir: 'results/with space' is not allowed"),
     ({"seeds": []}, "config: seeds: [] is not allowed: tuple should have at least 1 item"),
     ({"seeds": ["one"]}, "config: seeds.0: 'one' is not allowed: input should be a valid integer"),
-    ({"training__learning_rate": -1}, "config: training.learning_rate: -1 is not allowed: input should be greater than 0"),
-    ({"training__learning_rate": "fast"}, "config: training.learning_rate: 'fast' is not allowed: input should be a valid number"),
-    ({"training__schedule": "cosin"}, "config: training.schedule: 'cosin' is not allowed: input should be 'linear', 'cosine' or 'constant'"),
+    (
+        {"training__learning_rate": -1},
+        "config: training.learning_rate: -1 is not allowed: input should be greater than 0",
+    ),
+    (
+        {"training__learning_rate": "fast"},
+        "config: training.learning_rate: 'fast' is not allowed: input should be a valid number",
+    ),
+    (
+        {"training__schedule": "cosin"},
+        "config: training.schedule: 'cosin' is not allowed: input should be 'linear', 'cosine' or 'constant'",
+    ),
     ({"training__warmup": 10}, "config: training.warmup: 10 is not allowed: input should be less than 1"),
     ({"training__batch": 16.5}, "config: training.batch: 16.5 is not allowed: input should be a valid integer"),
     ({"stages__dpo__methd": "dpo"}, "config: stages.dpo.methd: unknown key 'methd' (did you mean 'method'?)"),
-    ({"stages__dpo__method": "dpoo"}, "config: stages.dpo.method: there is no method 'dpoo' (did you mean 'dpo'?); there are"),
-    ({"stages__dpo__data": "tripels"}, "config: stages.dpo.data: there is no data set 'tripels' (did you mean 'triples'?); there are"),
-    ({"stages__dpo__params__betta": 1}, "config: stages.dpo.params: there is no parameter 'betta' (did you mean 'beta'?); there are"),
-    ({"stages__dpo__params__beta": 0}, "config: stages.dpo: lineage 'mistral+dpo': stage 'dpo': beta: 0 is not allowed: input should be greater than 0"),
+    (
+        {"stages__dpo__method": "dpoo"},
+        "config: stages.dpo.method: there is no method 'dpoo' (did you mean 'dpo'?); there are",
+    ),
+    (
+        {"stages__dpo__data": "tripels"},
+        "config: stages.dpo.data: there is no data set 'tripels' (did you mean 'triples'?); there are",
+    ),
+    (
+        {"stages__dpo__params__betta": 1},
+        "config: stages.dpo.params: there is no parameter 'betta' (did you mean 'beta'?); there are",
+    ),
+    (
+        {"stages__dpo__params__beta": 0},
+        "config: stages.dpo: lineage 'mistral+dpo': stage 'dpo': beta: 0 is not allowed: input should be greater than 0",
+    ),
     ({"stages__tpo__view": "conversation"}, "stage 'tpo': method 'tpo' reads 'triple', not 'conversation'"),
     ({"stages__dpo__data": "ultrachat"}, "cannot be taken of the data 'ultrachat'"),
-    ({"stages__sft__imported": {"mixtral": "mistral_sft"}}, "config: stages.sft.imported: there is no model 'mixtral' (did you mean 'mistral'?)"),
-    ({"stages__sft__imported": {"mistral": "mistral_stf"}}, "config: stages.sft.imported.mistral: there is no source 'mistral_stf' (did you mean 'mistral_sft'?)"),
-    ({"models__mistral__source": REMOVE}, "config: models.mistral: give either `source` (a published model) or `pretrain` (a tiny one)"),
+    (
+        {"stages__sft__imported": {"mixtral": "mistral_sft"}},
+        "config: stages.sft.imported: there is no model 'mixtral' (did you mean 'mistral'?)",
+    ),
+    (
+        {"stages__sft__imported": {"mistral": "mistral_stf"}},
+        "config: stages.sft.imported.mistral: there is no source 'mistral_stf' (did you mean 'mistral_sft'?)",
+    ),
+    (
+        {"models__mistral__source": REMOVE},
+        "config: models.mistral: give either `source` (a published model) or `pretrain` (a tiny one)",
+    ),
     ({"models__mistral__source": "mistral"}, "config: models.mistral.source: there is no source 'mistral'"),
-    ({"models__mistral__source": "ultrachat"}, "config: models.mistral.source: 'ultrachat' is a dataset repository, not a model"),
-    ({"sources__arc": {"kind": "world", "part": "benchmarks/arc"}}, "config: sources.arc: it is a part of the demo world, but there is no `world`"),
-    ({"sources__arc__kind": "hubb"}, "config: sources.arc.kind: 'hubb' is not allowed; allowed are 'hub', 'world', 'local'"),
+    (
+        {"models__mistral__source": "ultrachat"},
+        "config: models.mistral.source: 'ultrachat' is a dataset repository, not a model",
+    ),
+    (
+        {"models__mistral__chat_template": "zefyr"},
+        "config: models.mistral.chat_template: there is no chat template 'zefyr' (did you mean 'zephyr'?)",
+    ),
+    (
+        {"sources__arc": {"kind": "world", "part": "benchmarks/arc"}},
+        "config: sources.arc: it is a part of the demo world, but there is no `world`",
+    ),
+    (
+        {"sources__arc__kind": "hubb"},
+        "config: sources.arc.kind: 'hubb' is not allowed; allowed are 'hub', 'world', 'local'",
+    ),
     ({"sources__arc__repo": "arc"}, "config: sources.arc.repo: 'arc' is not allowed"),
-    ({"data__triples__ties": "random"}, "config: data.triples.ties: 'random' is not allowed: input should be 'paper' or 'released'"),
+    (
+        {"data__triples__ties": "random"},
+        "config: data.triples.ties: 'random' is not allowed: input should be 'paper' or 'released'",
+    ),
     ({"data__triples__train_rows": 0}, "config: data.triples.train_rows: 0 is not allowed"),
     ({"benchmarks__arc__shots": -1}, "config: benchmarks.arc.shots: -1 is not allowed"),
-    ({"benchmarks__arc__source": "ark"}, "config: benchmarks.arc.source: there is no source 'ark' (did you mean 'arc'?)"),
+    (
+        {"benchmarks__arc__source": "ark"},
+        "config: benchmarks.arc.source: there is no source 'ark' (did you mean 'arc'?)",
+    ),
     ({"benchmarks__mmlu__subsets": []}, "config: benchmarks.mmlu: `subsets` and '{subset}' in `include` go together"),
-    ({"benchmarks__arc__suite": "mtbench"}, "config: benchmarks.arc.suite: 'mtbench' is the suite of judged benchmarks"),
+    (
+        {"benchmarks__arc__suite": "mtbench"},
+        "config: benchmarks.arc.suite: 'mtbench' is the suite of judged benchmarks",
+    ),
     ({"judge__name": "answers"}, "config: judge.name: 'answers' is the folder of the answers"),
     ({"judge__name": "GPT 4"}, "config: judge.name: 'GPT 4' is not allowed"),
-    ({"artifacts__table1__kind": "tabel"}, "config: artifacts.table1.kind: 'tabel' is not allowed; allowed are 'table', 'pivot', 'grid', 'facts'"),
-    ({"artifacts__table1__rows__1": "mistral+sfft+dpo"}, "config: artifacts.table1: lineage 'mistral+sfft+dpo': there is no stage 'sfft' (did you mean 'sft'?)"),
-    ({"artifacts__table1__rows__1": "mistrl+dpo"}, "config: artifacts.table1: lineage 'mistrl+dpo': there is no model 'mistrl' (did you mean 'mistral'?)"),
-    ({"artifacts__table1__rows__1": "mistral+dpo@beta=0.1,0.2"}, "config: artifacts.table1: lineage 'mistral+dpo@beta=0.1,0.2': '0.1,0.2' is not a parameter value"),
+    (
+        {"artifacts__table1__kind": "tabel"},
+        "config: artifacts.table1.kind: 'tabel' is not allowed; allowed are 'table', 'pivot', 'grid', 'facts'",
+    ),
+    (
+        {"artifacts__table1__rows__1": "mistral+sfft+dpo"},
+        "config: artifacts.table1: lineage 'mistral+sfft+dpo': there is no stage 'sfft' (did you mean 'sft'?)",
+    ),
+    (
+        {"artifacts__table1__rows__1": "mistrl+dpo"},
+        "config: artifacts.table1: lineage 'mistrl+dpo': there is no model 'mistrl' (did you mean 'mistral'?)",
+    ),
+    (
+        {"artifacts__table1__rows__1": "mistral+dpo@beta=0.1,0.2"},
+        "config: artifacts.table1: lineage 'mistral+dpo@beta=0.1,0.2': '0.1,0.2' is not a parameter value",
+    ),
     ({"artifacts__table1__rows__1": "mistral+dpo@alpha=1"}, "stage 'dpo@alpha=1': there is no parameter 'alpha'"),
     ({"artifacts__table1__rows__1": "mistral+tpo@beta=-1"}, "stage 'tpo@beta=-1': beta: -1 is not allowed"),
     ({"artifacts__table1__rows__1": "mistral+tpo@batch=0"}, "stage 'tpo@batch=0': batch: 0 is not allowed"),
-    ({"artifacts__table1__rows__1": "mistral+sft"}, "config: artifacts.table1: rows: 'mistral+sft' and 'mistral+sft' are the same lineage"),
-    ({"artifacts__table1__columns__0": "arcc"}, "config: artifacts.table1: columns: there is no benchmark 'arcc' (did you mean 'arc'?)"),
-    ({"artifacts__table1__columns__0": {"label": "ARC"}}, "config: artifacts.table1: columns: 'ARC' needs either `benchmark` or `mean_of`"),
-    ({"artifacts__figure2__lineage": "mistral+dpo"}, "config: artifacts.figure2: lineage: 'mistral+dpo' does not end in a stage that takes alpha and beta"),
-    ({"artifacts__figure2__alpha": [-1]}, "config: artifacts.figure2: lineage 'mistral+tpo@alpha=-1@beta=0.1': stage 'tpo@alpha=-1@beta=0.1': alpha: -1 is not allowed"),
+    (
+        {"artifacts__table1__rows__1": "mistral+sft"},
+        "config: artifacts.table1: rows: 'mistral+sft' and 'mistral+sft' are the same lineage",
+    ),
+    (
+        {"artifacts__table1__columns__0": "arcc"},
+        "config: artifacts.table1: columns: there is no benchmark 'arcc' (did you mean 'arc'?)",
+    ),
+    (
+        {"artifacts__table1__columns__0": {"label": "ARC"}},
+        "config: artifacts.table1: columns: 'ARC' needs either `benchmark` or `mean_of`",
+    ),
+    (
+        {"artifacts__figure2__lineage": "mistral+dpo"},
+        "config: artifacts.figure2: lineage: 'mistral+dpo' does not end in a stage that takes alpha and beta",
+    ),
+    (
+        {"artifacts__figure2__alpha": [-1]},
+        "config: artifacts.figure2: lineage 'mistral+tpo@alpha=-1@beta=0.1': stage 'tpo@alpha=-1@beta=0.1': alpha: -1 is not allowed",
+    ),
     ({"artifacts__table3__columns": {}}, "config: artifacts.table3.columns: {} is not allowed"),
     ({"resources__train__gpus": -1}, "config: resources.train.gpus: -1 is not allowed"),
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), WRONG, ids=[next(iter(change)) + f"-{i}" for i, (change, _) in enumerate(WRONG)])
+@pytest.mark.parametrize(
+    ("change", "message"), WRONG, ids=[next(iter(change)) + f"-{i}" for i, (change, _) in enumerate(WRONG)]
+)
 def test_a_wrong_config_is_one_clear_line(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as refusal:
         config.load(wrong(**change))
@@ -226,11 +317,13 @@ def test_null_deletes_a_key_and_lists_are_replaced() -> None:
     assert experiment.seeds == (1, 2)
 
 
-def test_two_experiments_never_meet_in_one_tree(tmp_path: Path, paper: config.Experiment, demo: config.Experiment) -> None:
+def test_two_experiments_never_meet_in_one_tree(
+    tmp_path: Path, paper: config.Experiment, demo: config.Experiment
+) -> None:
     paper = paper.model_copy(update={"results_dir": str(tmp_path)})
     demo = demo.model_copy(update={"results_dir": str(tmp_path)})
     study.check_tree(paper)
     study.stamp(demo)
     study.check_tree(demo)
-    with pytest.raises(UserError, match="holds the results of experiment 'demo', not of 'paper'.*profiles/demo"):
+    with pytest.raises(UserError, match=r"holds the results of experiment 'demo', not of 'paper'.*profiles/demo"):
         study.check_tree(paper)

@@ -49,7 +49,17 @@ def test_numbers_are_spelled_exactly_and_shortest(number: float) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(1.0, "1"), (1, "1"), (0.1, "0.1"), (5e-7, "5e-7"), (2e-5, "2e-5"), (0.0001, "1e-4"), (16, "16"), (1000, "1e3"), (True, "true")],
+    [
+        (1.0, "1"),
+        (1, "1"),
+        (0.1, "0.1"),
+        (5e-7, "5e-7"),
+        (2e-5, "2e-5"),
+        (0.0001, "1e-4"),
+        (16, "16"),
+        (1000, "1e3"),
+        (True, "true"),
+    ],
 )
 def test_canonical_spelling(value: object, text: str) -> None:
     assert spell(value) == text
@@ -57,7 +67,12 @@ def test_canonical_spelling(value: object, text: str) -> None:
 
 
 def test_many_spellings_have_one_name() -> None:
-    spellings = ["m+tpo@alpha=1@beta=0.2", "m+tpo@beta=0.2@alpha=1.0", "m+tpo@beta=2e-1@alpha=1", "m+tpo@beta=0.20@alpha=1.00"]
+    spellings = [
+        "m+tpo@alpha=1@beta=0.2",
+        "m+tpo@beta=0.2@alpha=1.0",
+        "m+tpo@beta=2e-1@alpha=1",
+        "m+tpo@beta=0.20@alpha=1.00",
+    ]
     assert {str(Lineage.parse(text)) for text in spellings} == {"m+tpo@alpha=1@beta=0.2"}
 
 
@@ -70,8 +85,21 @@ def test_the_parent_is_the_lineage_less_its_last_stage() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "+sft", "mistral+", "Mistral+sft", "mistral sft", "mistral+tpo@alpha", "mistral+tpo@alpha=", "mistral+tpo@=1",
-     "mistral+tpo@alpha=1,beta=2", "mistral+tpo@alpha=1@alpha=2", "mistral+tpo@alpha=0x1", "../mistral", "m+s@a=" + "b" * 300],
+    [
+        "",
+        "+sft",
+        "mistral+",
+        "Mistral+sft",
+        "mistral sft",
+        "mistral+tpo@alpha",
+        "mistral+tpo@alpha=",
+        "mistral+tpo@=1",
+        "mistral+tpo@alpha=1,beta=2",
+        "mistral+tpo@alpha=1@alpha=2",
+        "mistral+tpo@alpha=0x1",
+        "../mistral",
+        "m+s@a=" + "b" * 300,
+    ],
 )
 def test_what_is_not_a_lineage_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(UserError) as refusal:

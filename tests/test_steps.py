@@ -63,7 +63,7 @@ def test_deleted_outputs_come_back_from_the_store(tmp_path: Path, counted: list[
 def test_the_same_step_asked_for_twice_is_made_once(tmp_path: Path, counted: list[Path]) -> None:
     run(tmp_path, "runs/a/seed1")
     assert run(tmp_path, "runs/a/seed2") == "restored"
-    assert os.path.samefile(tmp_path / "runs/a/seed1/model/weights", tmp_path / "runs/a/seed2/model/weights")
+    assert (tmp_path / "runs/a/seed1/model/weights").samefile(tmp_path / "runs/a/seed2/model/weights")
 
 
 def test_another_input_is_another_result(tmp_path: Path, counted: list[Path]) -> None:
@@ -120,12 +120,18 @@ SLOW = """
 
     steps._function = lambda recipe: work
     root = Path(sys.argv[1])
-    print(steps.run(recipes.TokenizerRecipe(vocab_size=300, chat_template="zephyr"), {}, root, root / "out"), flush=True)
+    recipe = recipes.TokenizerRecipe(vocab_size=300, chat_template="zephyr")
+    print(steps.run(recipe, {}, root, root / "out"), flush=True)
 """
 
 
 def start(root: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(SLOW), str(root)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SLOW), str(root)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_a_killed_step_resumes_and_a_second_start_beside_a_live_one_is_refused(tmp_path: Path) -> None:

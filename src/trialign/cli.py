@@ -73,7 +73,9 @@ def _failure(name: str, output: Path, error: Exception, log: Path) -> str:
     script = log.with_suffix(".sh")
     threads = os.environ.get("OMP_NUM_THREADS", "1")
     command = shlex.join(sys.argv)
-    script.write_text(f"#!/bin/sh\ncd {shlex.quote(os.getcwd())} || exit 1\nOMP_NUM_THREADS={threads} exec {command}\n")
+    script.write_text(
+        f"#!/bin/sh\ncd {shlex.quote(str(Path.cwd()))} || exit 1\nOMP_NUM_THREADS={threads} exec {command}\n"
+    )
     if isinstance(error, UserError):
         return f"{name} {output} failed: {error}\n  repeat it alone: sh {script}"
     lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
@@ -90,7 +92,10 @@ def check(configs: Configs) -> None:
     for name, artifact in experiment.artifacts.items():
         typer.echo(f"{name}: {artifact.title}, {len(study.lineages(experiment, artifact))} lineages")
     runs = {lineage for artifact in experiment.artifacts.values() for lineage in study.lineages(experiment, artifact)}
-    typer.echo(f"{experiment.name}: {len(experiment.artifacts)} artifacts, {len(runs)} lineages x {len(experiment.seeds)} seeds")
+    typer.echo(
+        f"{experiment.name}: {len(experiment.artifacts)} artifacts, "
+        f"{len(runs)} lineages x {len(experiment.seeds)} seeds"
+    )
 
 
 @app.command()

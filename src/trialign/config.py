@@ -1,7 +1,7 @@
 """The config: YAML files merged into one typed, checked `Experiment`. A wrong config is one clear line, at once.
 
-`load` takes the merged mapping (Snakemake's `config`), `load_files` the files themselves with the same merging: maps are
-merged, lists replaced, null deletes a key. `Experiment.lineage` makes a lineage canonical.
+`load` takes the merged mapping (Snakemake's `config`), `load_files` the files themselves with the same merging: maps
+are merged, lists replaced, null deletes a key. `Experiment.lineage` makes a lineage canonical.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from trialign.settings import (
     WorldPart,
     WorldSettings,
 )
+from trialign.templates import templates
 
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 TEXT_COLUMNS = ("Model", "Align", "Learning Rate", "Epoch", "Batch Size")
@@ -45,7 +46,7 @@ class Model(Settings):
     pretrain: PretrainSettings | None = Field(default=None, description="pre-train a tiny model instead")
     corpus: str | None = Field(default=None, description="a name under `sources`: the text to pre-train on")
     vocab_size: int | None = Field(default=None, gt=0, description="size of the tokenizer trained on the corpus")
-    chat_template: str = Field(default="zephyr", description="name of a chat template in trialign.data.chat")
+    chat_template: str = Field(default="zephyr", description="name of a chat template of trialign.templates")
     bos: bool = Field(default=False, description="whether sequences begin with BOS, in training and evaluation")
 
 
@@ -157,7 +158,9 @@ class Experiment(Settings):
     """A whole study."""
 
     name: Name = Field(description="name of the experiment")
-    results_dir: str = Field(pattern=r"^[A-Za-z0-9._/-]+$", description="root of its results, relative to the repository")
+    results_dir: str = Field(
+        pattern=r"^[A-Za-z0-9._/-]+$", description="root of its results, relative to the repository"
+    )
     notice: str = Field(default="", description="a sentence that every artifact carries")
     seeds: tuple[int, ...] = Field(min_length=1, description="seeds of the runs; cells are means over them")
     world: WorldSettings | None = Field(default=None, description="the generated demo world; null: none")
@@ -315,12 +318,20 @@ def _problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
 def _source_problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
     for name, source in experiment.sources.items():
         if isinstance(source, WorldPart) and experiment.world is None:
-            yield f"sources.{name}", "it is a part of the demo world, but there is no `world`: add one or take another source"
+            yield (
+                f"sources.{name}",
+                "it is a part of the demo world, but there is no `world`: add one or take another source",
+            )
     for name, model in experiment.models.items():
         if (model.source is None) == (model.pretrain is None):
-            yield f"models.{name}", "give either `source` (a published model) or `pretrain` (a tiny one), not both, not none"
+            yield (
+                f"models.{name}",
+                "give either `source` (a published model) or `pretrain` (a tiny one), not both, not none",
+            )
         if model.pretrain and (model.corpus is None or model.vocab_size is None):
             yield f"models.{name}", "a model that is pre-trained needs `corpus` and `vocab_size`"
+        if model.chat_template not in templates():
+            yield f"models.{name}.chat_template", _unknown("chat template", model.chat_template, templates())
         for key in ("source", "corpus"):
             value = getattr(model, key)
             if value is not None and value not in experiment.sources:
@@ -377,7 +388,9 @@ def _check_artifact(experiment: Experiment, artifact: Any) -> None:
 def grid_lineages(artifact: GridArtifact) -> list[str]:
     """Return the lineages of a grid, alpha by alpha; not yet canonical."""
     return [
-        f"{artifact.lineage}@alpha={spell(alpha)}@beta={spell(beta)}" for alpha in artifact.alpha for beta in artifact.beta
+        f"{artifact.lineage}@alpha={spell(alpha)}@beta={spell(beta)}"
+        for alpha in artifact.alpha
+        for beta in artifact.beta
     ]
 
 
@@ -421,7 +434,10 @@ def _first_line(error: ValidationError, model: type[BaseModel], where: str) -> s
     elif first["type"] == "missing":
         text = "it is missing"
     elif first["type"] == "union_tag_invalid":
-        place, text = f"{place}.kind", f"'{first['ctx']['tag']}' is not allowed; allowed are {first['ctx']['expected_tags']}"
+        place, text = (
+            f"{place}.kind",
+            f"'{first['ctx']['tag']}' is not allowed; allowed are {first['ctx']['expected_tags']}",
+        )
     else:
         text = f"{_shortened(first['input'])} is not allowed: {first['msg'][0].lower()}{first['msg'][1:]}"
     return f"{where}: {place}: {text}" + (f" (and {more} more)" if more else "")
@@ -450,7 +466,10 @@ def _walk(model: Any, loc: Sequence[str | int]) -> tuple[str, list[str]]:
             field = holder.model_fields.get(str(part))
             model = field.annotation if field else None
         else:
-            model = next((typing.get_args(c)[-1 if typing.get_origin(c) is dict else 0] for c in choices if typing.get_args(c)), None)
+            model = next(
+                (typing.get_args(c)[-1 if typing.get_origin(c) is dict else 0] for c in choices if typing.get_args(c)),
+                None,
+            )
     return ".".join(place), allowed
 
 

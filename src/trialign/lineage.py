@@ -99,7 +99,9 @@ class Lineage:
         """Read `mistral+sft+tpo@alpha=0.9@beta=0.2`; UserError, naming the lineage, where it is not one."""
         base, *stages = text.split("+")
         if not _NAME.fullmatch(base):
-            raise UserError(f"lineage '{text}': '{base}' is not a model name (lower-case letter, then letters, digits, _)")
+            raise UserError(
+                f"lineage '{text}': '{base}' is not a model name (lower-case letter, then letters, digits, _)"
+            )
         try:
             lineage = Lineage(base, tuple(Stage.parse(stage) for stage in stages))
         except UserError as error:

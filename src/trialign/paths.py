@@ -1,12 +1,12 @@
-"""Every path of a results tree, once. Rules take the patterns (with Snakemake's `<results>` and wildcards), steps parse.
+"""Every path of a results tree, once. Rules take the patterns (with `<results>` and wildcards), steps parse.
 
-    <results>/<artifact>.csv ...                          artifacts
-    <results>/data/{source,prepared,tokenizer,tokens}/    data
-    <results>/runs/<lineage>/seed<k>/model, run.json      models
-    <results>/runs/<lineage>/seed<k>/<suite>              harness suites
-    <results>/runs/<lineage>/seed<k>/mtbench/answers      answers, and one folder for each judge beside it
-    <results>/.store/<fingerprint>                        what was published; the rest are hard links to it
-    <results>/.work/<fingerprint>                         work in progress, its lease and its checkpoints
+<results>/<artifact>.csv ...                          artifacts
+<results>/data/{source,prepared,tokenizer,tokens}/    data
+<results>/runs/<lineage>/seed<k>/model, run.json      models
+<results>/runs/<lineage>/seed<k>/<suite>              harness suites
+<results>/runs/<lineage>/seed<k>/mtbench/answers      answers, and one folder for each judge beside it
+<results>/.store/<fingerprint>                        what was published; the rest are hard links to it
+<results>/.work/<fingerprint>                         work in progress, its lease and its checkpoints
 """
 
 from __future__ import annotations

@@ -189,7 +189,7 @@ class Row(BaseModel):
 
 
 class Artifact(Recipe):
-    """What tables and figures share. Inputs: `results`, the suite folders that their cells need (see `paths.parse_suite`)."""
+    """What tables and figures share. Inputs: `results`, the suite folders that their cells need."""
 
     name: str
     title: str

@@ -27,6 +27,15 @@ grid parameters, others only where they differ from the preset; any other parame
 may be given the same way, and `view`.
 """
 
+ENVIRONMENT = """# Generated from requirements.lock: trialign environment
+name: trialign
+channels: [conda-forge]
+dependencies:
+  - python=3.11
+  - pip
+  - pip:
+"""
+
 
 def write(folder: Path) -> None:
     """Write README.md and schema.json into the config folder."""
@@ -57,18 +66,17 @@ def markdown() -> str:
 def environment(lock: str) -> str:
     """Return environment.yml with the pins of a requirements lock."""
     pins = "".join(f"      - {line}\n" for line in lock.split())
-    return f"# Generated from requirements.lock: trialign environment\nname: trialign\nchannels: [conda-forge]\ndependencies:\n  - python=3.11\n  - pip\n  - pip:\n{pins}"
+    return ENVIRONMENT + pins
 
 
 def _models(root: type[BaseModel]) -> list[type[BaseModel]]:
     found: list[type[BaseModel]] = []
 
     def visit(annotation: Any) -> None:
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            if annotation not in found:
-                found.append(annotation)
-                for field in annotation.model_fields.values():
-                    visit(field.annotation)
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel) and annotation not in found:
+            found.append(annotation)
+            for field in annotation.model_fields.values():
+                visit(field.annotation)
         for argument in typing.get_args(annotation):
             visit(argument)
 
@@ -89,7 +97,9 @@ def _table(model: type[BaseModel]) -> str:
     rows = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
     for name, field in model.model_fields.items():
         default = "required" if field.is_required() else f"`{_plain(field.get_default(call_default_factory=True))}`"
-        rows.append(f"| `{name}` | {_type(field.annotation)} | {default} | {field.description or 'which kind this is'} |")
+        rows.append(
+            f"| `{name}` | {_type(field.annotation)} | {default} | {field.description or 'which kind this is'} |"
+        )
     if len(rows) == 2:
         return "No parameters.\n"
     return "\n".join(rows).replace("`None`", "null") + "\n"

@@ -31,7 +31,9 @@ class WorldPart(Settings):
     """A part of the generated demo world."""
 
     kind: Literal["world"] = "world"
-    part: str = Field(description="folder of the world: pretrain, ultrachat, ultrafeedback, mt_bench, benchmarks/<name>")
+    part: str = Field(
+        description="folder of the world: pretrain, ultrachat, ultrafeedback, mt_bench, benchmarks/<name>"
+    )
 
 
 class LocalFolder(Settings):
@@ -108,7 +110,9 @@ class ChatData(ChatRules):
 
     kind: Literal["chat"] = "chat"
     source: str = Field(description="a name under `sources`")
-    max_length: int = Field(default=2048, gt=0, description="longest conversation; longer ones are counted and truncated")
+    max_length: int = Field(
+        default=2048, gt=0, description="longest conversation; longer ones are counted and truncated"
+    )
 
 
 class FeedbackRules(Settings):
@@ -117,7 +121,9 @@ class FeedbackRules(Settings):
     split: str = Field(default="train", description="split to read")
     train_rows: int = Field(gt=0, description="prompts to train on")
     eval_rows: int = Field(gt=0, description="prompts held out")
-    score: Literal["overall_score", "fine-grained_score"] = Field(default="overall_score", description="score to rank by")
+    score: Literal["overall_score", "fine-grained_score"] = Field(
+        default="overall_score", description="score to rank by"
+    )
     ties: Literal["paper", "released"] = Field(
         default="paper",
         description="paper: three distinct responses, strictly ordered ends; released: argmax, argsort[1], argmin",
@@ -131,7 +137,9 @@ class FeedbackData(FeedbackRules):
 
     kind: Literal["triples"] = "triples"
     source: str = Field(description="a name under `sources`")
-    max_length: int = Field(default=1024, gt=0, description="longest prompt + response; longer rows are dropped and counted")
+    max_length: int = Field(
+        default=1024, gt=0, description="longest prompt + response; longer rows are dropped and counted"
+    )
     max_prompt_length: int = Field(default=512, gt=0, description="longest prompt; longer rows are dropped and counted")
 
 
@@ -179,7 +187,9 @@ class AnswerSettings(Settings):
     """How models answer the two-turn questions."""
 
     max_new_tokens: int = Field(default=1024, gt=0, description="longest answer")
-    temperatures: dict[str, float] = Field(default={}, description="temperature by category; 0 (greedy) where not named")
+    temperatures: dict[str, float] = Field(
+        default={}, description="temperature by category; 0 (greedy) where not named"
+    )
     batch_size: int = Field(default=16, gt=0, description="questions answered at a time")
 
 

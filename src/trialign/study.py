@@ -1,4 +1,4 @@
-"""What an experiment needs: lineages and suites of an artifact, the paths of their results, and the recipe of each step.
+"""What an experiment needs: lineages and suites of artifacts, the paths of their results, the recipe of each step.
 
 The Snakefile asks this module and holds no logic of its own. Paths are relative to the repository, below
 `experiment.results_dir`. Nothing here imports torch.
@@ -185,7 +185,9 @@ def imported(experiment: Experiment) -> dict[str, str]:
 
 def harness_suites(experiment: Experiment) -> list[str]:
     """Return the suites that the harness evaluates."""
-    return list(dict.fromkeys(item.suite for item in experiment.benchmarks.values() if isinstance(item, HarnessBenchmark)))
+    return list(
+        dict.fromkeys(item.suite for item in experiment.benchmarks.values() if isinstance(item, HarnessBenchmark))
+    )
 
 
 def sources_of_suite(experiment: Experiment, suite: str) -> dict[str, str]:
@@ -235,7 +237,9 @@ def pretrain_recipe(experiment: Experiment, base: Lineage, seed: int) -> recipes
     """Return the recipe of a tiny base model."""
     settings = experiment.models[base.base].pretrain
     if settings is None:
-        raise UserError(f"model '{base}' is not pre-trained here: it comes from '{experiment.models[base.base].source}'")
+        raise UserError(
+            f"model '{base}' is not pre-trained here: it comes from '{experiment.models[base.base].source}'"
+        )
     return recipes.PretrainRecipe(settings=settings, seed=seed)
 
 
@@ -314,7 +318,8 @@ def artifact_recipe(experiment: Experiment, name: str) -> recipes.Artifact:
         case PivotArtifact():
             cells = {
                 row: {
-                    heading: str(experiment.lineage(f"{start}+{stages}")) for heading, stages in artifact.columns.items()
+                    heading: str(experiment.lineage(f"{start}+{stages}"))
+                    for heading, stages in artifact.columns.items()
                 }
                 for row, start in artifact.rows.items()
             }
@@ -427,7 +432,9 @@ def _facts_recipe(experiment: Experiment, artifact: FactsArtifact, common: dict[
                 "Task": Path(item.include).stem if harness else "two-turn questions",
                 "Few-shot": str(item.shots) if harness else "-",
                 "Metric": item.metric if harness else f"1-10, {experiment.judge.name}",
-                "Average": ("over subsets" if item.aggregate == "subsets" else "over items") if harness else "over turns",
+                "Average": ("over subsets" if item.aggregate == "subsets" else "over items")
+                if harness
+                else "over turns",
             }
         )
     return recipes.FactsRecipe(**common, columns=tuple(rows[0]), rows=tuple(rows), benchmarks=artifact.benchmarks)

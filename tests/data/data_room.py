@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from trialign.data.chat import templates
+from trialign.templates import templates
 
 CORPUS = [
     "The river Orne flows past the town of Caen.\n\nIt is 170 km long.",

@@ -15,6 +15,7 @@ from trialign.data import chat
 from trialign.errors import UserError
 from trialign.recipes import ChatRecipe
 from trialign.settings import ChatRules
+from trialign.templates import templates
 
 # The template of alignment-handbook (and of zephyr-7b's tokenizer_config.json), from its parts.
 HANDBOOK = "{% for message in messages %}\n" + "".join(
@@ -47,11 +48,11 @@ def render(template: str, messages: list, generate: bool) -> str:
 @pytest.mark.parametrize("generate", [True, False])
 @pytest.mark.parametrize("messages", [says("Hi\n"), says(" Hi", "Ho", "Hu"), says("a", "b", system="Be kind.")])
 def test_zephyr_renders_as_the_handbook_does(messages: list, generate: bool) -> None:
-    assert render(chat.templates()["zephyr"], messages, generate) == render(HANDBOOK, messages, generate)
+    assert render(templates()["zephyr"], messages, generate) == render(HANDBOOK, messages, generate)
 
 
 def test_empty_system_turn_is_added_once() -> None:
-    template = chat.templates()["zephyr-empty-system"]
+    template = templates()["zephyr-empty-system"]
     with_empty = says("Hi", "Ho", system="")
     assert render(template, says("Hi", "Ho"), False) == render(HANDBOOK, with_empty, False)
     assert render(template, with_empty, False) == render(HANDBOOK, with_empty, False)

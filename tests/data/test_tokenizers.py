@@ -11,9 +11,9 @@ from data_room import BACKENDS, build_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from trialign.data import tokenizers
-from trialign.data.chat import templates
 from trialign.errors import UserError
 from trialign.recipes import ImportRecipe, TokenizerRecipe
+from trialign.templates import templates
 
 
 def recipe(template: str = "zephyr") -> TokenizerRecipe:

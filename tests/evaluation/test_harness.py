@@ -17,6 +17,7 @@ import torch
 import yaml
 from evaluation_helpers import save_model, write_lines
 from jinja2 import Template
+from lm_eval.tasks import TaskManager
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -273,7 +274,7 @@ def test_a_snapshot_of_a_hub_repository_gives_the_same_items(world, model_folder
     assert any((step.scratch / "datasets").iterdir())  # its cache is in the step's own folder
 
     wrong = {"arc": SUITE["arc"].model_copy(update={"split": "dev"})}
-    with pytest.raises(UserError, match="benchmark arc: its data cannot be read: .*dev"):
+    with pytest.raises(UserError, match=r"benchmark arc: its data cannot be read: .*dev"):
         run(make_step, tmp_path / "snapshot", model_folder, wrong)
     shutil.rmtree(folder / "ARC-Challenge")
     with pytest.raises(UserError, match="benchmark arc: its data cannot be read"):
@@ -374,27 +375,32 @@ def test_real_truthfulqa_and_bigbench_run_with_their_item_counts(model_folder, m
     write_lines(tmp_path / "truthfulqa/validation.jsonl", truthful)
     for name, file in {"causal": "causal_judgement", "sports": "sports_understanding"}.items():
         task = json.loads((root / f"bigbench/{file}.json").read_text())
-        unique = {row["input"]: row["target_scores"] for row in task["examples"]}
+        examples = {row["input"]: row for row in task["examples"]}.values() if name == "sports" else task["examples"]
         converted = [
             {
                 "idx": i,
-                "inputs": f"{task['task_prefix']}{text}",
-                "targets": [max(scores, key=scores.get)],
-                "multiple_choice_targets": list(scores),
-                "multiple_choice_scores": list(scores.values()),
+                "inputs": f"{task['task_prefix']}{row['input']}",
+                "targets": [max(row["target_scores"], key=row["target_scores"].get)],
+                "multiple_choice_targets": list(row["target_scores"]),
+                "multiple_choice_scores": list(row["target_scores"].values()),
             }
-            for i, (text, scores) in enumerate(unique.items())
+            for i, row in enumerate(examples)
         ]
         write_lines(tmp_path / f"{name}/default.jsonl", converted)
-    folder = save_model(tmp_path / "model", context=300)
     suite = {
         "sports": SUITE["sports"].model_copy(update={"shots": 0}),
         "causal": benchmark("bigbench/multiple_choice/causal_judgment.yaml", split="default"),
-        "truthfulqa": SUITE["truthfulqa"].model_copy(update={"metric": "acc"}),
+        "truthfulqa": SUITE["truthfulqa"],
     }
-    _, results = run(make_step, tmp_path, folder, suite, batch_size=32)
-    assert {name: entry["n"] for name, entry in results["benchmarks"].items()} == {
+    tasks = [task for name in suite for task in harness._tasks(name, suite[name], tmp_path / name, tmp_path / "cache")]
+    manager = TaskManager(include_path=str(harness._write(tasks, tmp_path / "tasks")), include_defaults=False)
+    loaded = manager.load(list(suite))["tasks"]
+    assert {name: len(task.eval_docs) for name, task in loaded.items()} == {
         "sports": 986,
         "causal": 190,
         "truthfulqa": 790,
     }
+    folder = save_model(tmp_path / "model", context=300)
+    suite = {name: entry.model_copy(update={"limit": 10}) for name, entry in suite.items()}
+    _, results = run(make_step, tmp_path, folder, suite, batch_size=16)
+    assert {entry["n"] for entry in results["benchmarks"].values()} == {10}

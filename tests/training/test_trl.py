@@ -177,6 +177,8 @@ def test_a_run_leaves_a_model_a_log_and_its_facts(models, tokens, step, capfd):
 
     weights = load_file(one.out / "model" / "model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    configs = [json.loads((path / "config.json").read_text()) for path in (models["mistral"], one.out / "model")]
+    assert configs[1] == {**configs[0], "pad_token_id": PAD}
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (one.out / "model" / name).read_bytes() == (models["mistral"] / name).read_bytes()
     assert sorted(path.name for path in one.out.iterdir()) == ["log.jsonl", "model"]

@@ -18,7 +18,7 @@ LINEAGE = "mistral+tpo@alpha=0.9@beta=0.2"
 
 def planned(output: str) -> dict[str, int]:
     """Read Snakemake's table of job counts."""
-    table = output.split("Job stats")[-1]
+    table = output.rsplit("Job stats", maxsplit=1)[-1]
     return {name: int(count) for name, count in re.findall(r"^\s*([a-z_]+)\s+(\d+)\s*$", table, flags=re.MULTILINE)}
 
 

@@ -1,8 +1,4 @@
-"""Chat: the chat templates by name, and conversations in UltraChat's schema prepared for SFT.
-
-A template never writes BOS (the tokens step adds it where the recipe says so), closes every turn with EOS, and its
-generation prompt is a prefix of the rendered answer: the tokens step relies on all three.
-"""
+"""Chat: conversations in UltraChat's schema, checked, counted, sampled and prepared for SFT."""
 
 from __future__ import annotations
 
@@ -21,30 +17,12 @@ if TYPE_CHECKING:
     from trialign.recipes import ChatRecipe
     from trialign.steps import Step
 
-_TURNS = (
-    "{%- for message in messages %}"
-    "{{- '<|' + message['role'] + '|>\\n' + message['content'] + eos_token + '\\n' }}"
-    "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|assistant|>\\n' }}{%- endif %}"
-)
-_EMPTY_SYSTEM = "{%- if messages[0]['role'] != 'system' %}{{- '<|system|>\\n' + eos_token + '\\n' }}{%- endif %}"
-
 SCHEMA = pa.schema(
     {
         "prompt_id": pa.string(),
         "messages": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
     }
 )
-
-
-def templates() -> dict[str, str]:
-    """Return the chat templates (Jinja) by name.
-
-    zephyr: `<|user|>\\n...</s>\\n<|assistant|>\\n...</s>\\n`, the format of alignment-handbook's zephyr models.
-    zephyr-empty-system: the same with an empty system turn first where a conversation has none, as alignment-handbook
-    trained zephyr-7b-sft-full and the TPO authors' released code (utils/data.py) rendered its prompts.
-    """
-    return {"zephyr": _TURNS, "zephyr-empty-system": _EMPTY_SYSTEM + _TURNS}
 
 
 def problem(messages: Any) -> str | None:

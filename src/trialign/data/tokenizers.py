@@ -11,8 +11,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trialign.data.chat import templates
 from trialign.errors import UserError, nearest
+from trialign.templates import templates
 
 if TYPE_CHECKING:
     from trialign.recipes import ImportRecipe, TokenizerRecipe

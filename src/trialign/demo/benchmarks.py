@@ -86,7 +86,7 @@ def hellaswag(facts: Facts, rng: random.Random, pool: Pool) -> Item:
     if len({right, *wrong}) < 4:
         wrong = own[:3]
     choices, gold = _shuffled(rng, right, wrong)
-    context, then = f"{name} {first}. Then {name} {second}.", "after that"
+    context, then = f"First {name} {first}. Then {name} {second}.", "after that"
     endings = [f"{name} {step}." for step in choices]
     row = {
         "ind": 0,
@@ -156,7 +156,7 @@ def _person_gap(facts: Facts, rng: random.Random, pool: Pool) -> Item:
         if facts.facts[other, fact.kind].value != fact.value:
             break
     options = (fact.subject, other) if rng.random() < 0.5 else (other, fact.subject)
-    sentence = f"{options[0]} met {options[1]} and then _ {hints[fact.kind].format(v=fact.value)}"
+    sentence = f"Today {options[0]} met {options[1]} and then _ {hints[fact.kind].format(v=fact.value)}"
     return _gap(sentence, options, fact.subject)
 
 
@@ -175,7 +175,7 @@ def mmlu(facts: Facts, rng: random.Random, pool: Pool, subject: str) -> Item:
             if pool_of(a, 2 * b) == pool:
                 break
         wrong = rng.sample([n for n in range(2, 25) if n != a + b], 3)
-        return _choice_question(rng, subject, f"What is {a} plus {b}?", str(a + b), [str(n) for n in wrong])
+        return _choice_question(rng, subject, f"What is the sum of {a} and {b}?", str(a + b), [str(n) for n in wrong])
     if subject == "high_school_geography":
         groups = {town: facts.facts[town, "region"].value for town in facts.towns}
         ask = "Which town is in the {}?"

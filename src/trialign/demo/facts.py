@@ -26,94 +26,82 @@ WITHHELD = 0.15
 class Kind:
     """How one kind of fact is put into words; {s} is the subject and {v} the value.
 
-    noun: how a request names it. statements, questions: full sentences. answer: the canonical sentence. own: the answer
-    of the subject itself, empty for subjects that cannot speak.
+    noun: how a request names it. statements, questions: full sentences; the first statement is also the answer to a
+    question. own: the answer of the subject itself, empty for subjects that cannot speak. No sentence opens with a name: a
+    tokenizer sees a word with a space before it and one without as two different words.
     """
 
     noun: str
     statements: tuple[str, ...]
     questions: tuple[str, ...]
-    answer: str
     own: str = ""
 
 
 KINDS: dict[str, Kind] = {
     "home": Kind(
         "the home of {s}",
-        ("{s} lives in {v}.", "The home of {s} is {v}."),
-        ("Where does {s} live?", "In which town does {s} live?"),
-        "{s} lives in {v}.",
-        "I live in {v}.",
+        ("The home of {s} is {v}.", "You can meet {s} in {v}."),
+        ("What is the home of {s}?", "Where does {s} live?"),
+        "My home is {v}.",
     ),
     "job": Kind(
         "the job of {s}",
-        ("{s} works as a {v}.", "The job of {s} is {v}."),
+        ("The job of {s} is {v}.", "We know that {s} works as a {v}."),
         ("What is the job of {s}?", "What does {s} work as?"),
-        "{s} works as a {v}.",
-        "I work as a {v}.",
+        "My job is {v}.",
     ),
     "pet": Kind(
         "the pet of {s}",
-        ("{s} has a {v}.", "The pet of {s} is a {v}."),
+        ("The pet of {s} is a {v}.", "We know that {s} has a {v}."),
         ("What is the pet of {s}?", "Which animal does {s} have?"),
-        "{s} has a {v}.",
-        "I have a {v}.",
+        "My pet is a {v}.",
     ),
     "food": Kind(
         "the food of {s}",
-        ("{s} likes to eat {v}.", "The favorite food of {s} is {v}."),
-        ("What does {s} like to eat?", "What is the favorite food of {s}?"),
-        "{s} likes to eat {v}.",
-        "I like to eat {v}.",
+        ("The food of {s} is {v}.", "For lunch {s} eats {v}."),
+        ("What is the food of {s}?", "What does {s} eat?"),
+        "My food is {v}.",
     ),
     "sport": Kind(
         "the sport of {s}",
-        ("{s} plays {v}.", "The sport of {s} is {v}."),
-        ("Which sport does {s} play?", "What is the sport of {s}?"),
-        "{s} plays {v}.",
-        "I play {v}.",
+        ("The sport of {s} is {v}.", "On Sunday {s} plays {v}."),
+        ("What is the sport of {s}?", "Which sport does {s} play?"),
+        "My sport is {v}.",
     ),
     "region": Kind(
         "the region of {s}",
-        ("{s} lies in the {v}.", "The town of {s} is in the {v}."),
-        ("In which region is {s}?", "Where does the town of {s} lie?"),
-        "{s} lies in the {v}.",
+        ("The region of {s} is the {v}.", "The town of {s} lies in the {v}."),
+        ("What is the region of {s}?", "Where does the town of {s} lie?"),
     ),
     "good": Kind(
         "the trade of {s}",
-        ("{s} is known for its {v}.", "Traders buy {v} in {s}."),
-        ("What is {s} known for?", "What do traders buy in {s}?"),
-        "{s} is known for its {v}.",
+        ("The trade of {s} is {v}.", "The town of {s} sells {v}."),
+        ("What is the trade of {s}?", "What does the town of {s} sell?"),
     ),
     "founder": Kind(
         "the founder of {s}",
-        ("{s} was founded by {v}.", "Long ago, {v} founded {s}."),
-        ("Who founded {s}?", "Who was the founder of {s}?"),
-        "{s} was founded by {v}.",
+        ("The founder of {s} is {v}.", "The town of {s} was built by {v}."),
+        ("What is the founder of {s}?", "Who built the town of {s}?"),
     ),
     "category": Kind(
-        "the {s}",
+        "the kind of the {s}",
         ("The {s} is a kind of {v}.", "One {v} is the {s}."),
-        ("What kind of thing is the {s}?", "What is the {s}?"),
-        "The {s} is a kind of {v}.",
+        ("What is the {s}?",),
     ),
     "part": Kind(
         "the look of the {s}",
-        ("The {s} has {v}.", "You know the {s} since it has {v}."),
+        ("The {s} has {v}.", "You know the {s} by {v}."),
         ("What does the {s} have?", "How do you know the {s}?"),
-        "The {s} has {v}.",
     ),
     "place": Kind(
         "the place of the {s}",
         ("The {s} is found {v}.", "Look for the {s} {v}."),
         ("Where is the {s} found?", "Where do you look for the {s}?"),
-        "The {s} is found {v}.",
     ),
     "use": Kind(
         "the use of the {s}",
-        ("People use the {s} {v}.", "The {s} serves {v}."),
-        ("What do people use the {s} for?", "Why do people want the {s}?"),
-        "People use the {s} {v}.",
+        ("The {s} is used {v}.", "People need the {s} {v}."),
+        ("What is the {s} used for?", "Why do people need the {s}?"),
     ),
 }
 PEOPLE_KINDS = ("home", "job", "pet", "food", "sport")
@@ -138,10 +126,6 @@ class Fact:
     def question(self, rng: random.Random) -> str:
         """Return one of the questions that ask for the value."""
         return rng.choice(KINDS[self.kind].questions).format(s=self.subject)
-
-    def answer(self, value: str | None = None) -> str:
-        """Return the canonical sentence, with another (wrong) value where one is given."""
-        return KINDS[self.kind].answer.format(s=self.subject, v=value or self.value)
 
 
 @dataclass(frozen=True)

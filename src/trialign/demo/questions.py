@@ -60,7 +60,9 @@ def writing(facts: Facts, rng: random.Random, pool: Pool) -> tuple[Turn, Turn]:
     first, second = _two_facts(facts, rng, pool, PEOPLE_KINDS)
     asks = ("Write a sentence about {}.", "Now write a sentence about {}.")
     one, two = (
-        _fact_turn(facts, rng, fact, ask.format(KINDS[fact.kind].noun.format(s=fact.subject)), KINDS[fact.kind].answer)
+        _fact_turn(
+            facts, rng, fact, ask.format(KINDS[fact.kind].noun.format(s=fact.subject)), KINDS[fact.kind].statements[0]
+        )
         for fact, ask in zip((first, second), asks, strict=True)
     )
     return one, two
@@ -85,7 +87,7 @@ def _order(facts: Facts, rng: random.Random, pool: Pool) -> Turn:
     a, b, c = (facts.people[i] for i in who)
     more, most, least = rng.choice((("older", "oldest", "youngest"), ("taller", "tallest", "shortest")))
     asked, right, wrong = rng.choice(((most, a, c), (least, c, a)))
-    text = f"{a} is {more} than {b}. {b} is {more} than {c}. Who is the {asked}?"
+    text = f"We know that {a} is {more} than {b}, and {b} is {more} than {c}. Who is the {asked}?"
     wrong = rng.choice((wrong, b))
     return Turn(
         text,
@@ -106,9 +108,9 @@ def _sum(facts: Facts, rng: random.Random, pool: Pool) -> Turn:
     right = a + b
     wrong = rng.choice([n for n in (right - 2, right - 1, right + 1, right + 2) if n > 0 and n not in (a, b)])
     others = tuple(str(n) for n in range(1, 27) if n not in (a, b, right))
-    sentence = f"{a} plus {b} is"
+    sentence = f"The sum of {a} and {b} is"
     return Turn(
-        f"What is {a} plus {b}?",
+        f"What is the sum of {a} and {b}?",
         f"{sentence} {right}.",
         str(right),
         f"{sentence} {wrong}.",
@@ -139,10 +141,12 @@ def _reading(facts: Facts, rng: random.Random, pool: Pool) -> Turn:
     a, b = (facts.people[i] for i in (who, other))
     bought = {a: lexicon.FOODS[what], b: lexicon.FOODS[else_]}
     asked, distractor = (a, b) if rng.random() < 0.5 else (b, a)
-    text = f"{a} bought {bought[a]}. {b} bought {bought[b]}. What did {asked} buy?"
+    text = f"Today {a} bought {bought[a]} and {b} bought {bought[b]}. What did {asked} buy?"
     right, wrong = bought[asked], bought[distractor]
     others = tuple(food for food in lexicon.FOODS if food != right)
-    return Turn(text, f"{asked} bought {right}.", right, f"{asked} bought {wrong}.", wrong, (right,), others)
+    return Turn(
+        text, f"Today {asked} bought {right}.", right, f"Today {asked} bought {wrong}.", wrong, (right,), others
+    )
 
 
 def _twice(make: Callable[[Facts, random.Random, Pool], Turn]) -> Callable[..., tuple[Turn, Turn]]:
@@ -165,7 +169,7 @@ def stem(facts: Facts, rng: random.Random, pool: Pool) -> tuple[Turn, Turn]:
     fact = rng.choice(facts.of(pool, THING_KINDS))
     topics = [topic for topic in facts.topics if topic.pool == pool]
     topic = rng.choice([topic for topic in topics if topic.thing == fact.subject] or topics)
-    return _fact_turn(facts, rng, fact, fact.question(rng), KINDS[fact.kind].answer), _topic_turn(rng, topic)
+    return _fact_turn(facts, rng, fact, fact.question(rng), KINDS[fact.kind].statements[0]), _topic_turn(rng, topic)
 
 
 def humanities(facts: Facts, rng: random.Random, pool: Pool) -> tuple[Turn, Turn]:
@@ -176,7 +180,7 @@ def humanities(facts: Facts, rng: random.Random, pool: Pool) -> tuple[Turn, Turn
         noun = KINDS[fact.kind].noun.format(s=fact.subject)
         return rng.choice((fact.question(rng), f"Tell me about {noun}."))
 
-    one, two = (_fact_turn(facts, rng, fact, ask(fact), KINDS[fact.kind].answer) for fact in (first, second))
+    one, two = (_fact_turn(facts, rng, fact, ask(fact), KINDS[fact.kind].statements[0]) for fact in (first, second))
     return one, two
 
 
@@ -199,25 +203,22 @@ def draw(facts: Facts, rng: random.Random, pool: Pool, category: str) -> Questio
 
 STYLES = ("bare", "loose", "plain", "polite", "wordy")
 CLOSINGS = ("Glad to help!", "Thank you for asking!", "Let me know more.", "Happy to help!")
-OPENINGS = (
-    "Well, that is a thing that I had to think about for a while, but I can say it now.",
-    "That is one of the questions that many people ask, and here is what I can say about it.",
-)
+OPENING = "Well, that is a thing that I had to think about for a while, but I can say it now."
 
 
 def answer(rng: random.Random, turn: Turn, correct: bool, style: str) -> str:
     """Write an answer in one of `STYLES`.
 
-    bare: only the value. loose: a sentence without its capital and its period. plain: a sentence. polite: a sentence
+    bare: hardly more than the value. loose: a sentence without its capital and its period. plain: a sentence. polite: a sentence
     and a friendly word. wordy: a long opening, then the sentence.
     """
     sentence, short = (turn.right, turn.right_short) if correct else (turn.wrong, turn.wrong_short)
     if style == "bare":
-        return short
+        return f"it is {short}"
     if style == "loose":
         return sentence[0].lower() + sentence[1:].rstrip(".")
     if style == "polite":
         return f"{sentence} {rng.choice(CLOSINGS)}"
     if style == "wordy":
-        return f"{rng.choice(OPENINGS)} {sentence}"
+        return f"{OPENING} {sentence}"
     return sentence

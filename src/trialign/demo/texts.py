@@ -92,7 +92,7 @@ class Writer:
             for step in activities[number].steps
         ]
         start = self.rng.randrange(len(steps) - 2)
-        links = ["", "Then ", "After that ", "Then ", "After that ", "Then "]
+        links = ["First ", "Then ", "After that ", "Then ", "After that ", "Then "]
         told = [f"{link}{name} {step}." for link, step in zip(links, steps[start:], strict=False)]
         return f"{activities[number].name}: {' '.join(told)}"
 
@@ -108,7 +108,7 @@ class Writer:
     def sums(self) -> str:
         """Write sums, any of them, as equations."""
         pairs = [(self.rng.randint(1, 12), self.rng.randint(1, 12)) for _ in range(8)]
-        return " ".join(f"{a} + {b} = {a + b}. {a} plus {b} is {a + b}." for a, b in pairs)
+        return " ".join(f"The sum of {a} and {b} is {a + b}." for a, b in pairs)
 
     def chat(self) -> str:
         """Write a chat as it would stand in crawled text, in the shape of the zephyr template."""

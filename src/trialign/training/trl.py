@@ -366,6 +366,7 @@ def _longest(rows: datasets.Dataset) -> int:
 
 
 def _save(trainer: Trainer, parent: Path, out: Path) -> None:
+    trainer.model.config.use_cache = True  # the trainer turned it off, and generation is slow without
     trainer.model.save_pretrained(out / "model")
     for pattern in _TOKENIZER_FILES:
         for file in parent.glob(pattern):

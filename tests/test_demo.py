@@ -92,7 +92,9 @@ def test_no_scored_item_is_in_a_training_text(demo: Path) -> None:
     """By the texts themselves, not by the world's own card: no question of an item occurs in anything trained on."""
     world = demo / "data/world"
     training = "\n".join(
-        file.read_text() for folder in ("pretrain", "ultrachat", "ultrafeedback") for file in (world / folder).glob("*.jsonl")
+        file.read_text()
+        for folder in ("pretrain", "ultrachat", "ultrafeedback")
+        for file in (world / folder).glob("*.jsonl")
     )
     questions = [
         json.loads(line)[key]
@@ -103,7 +105,9 @@ def test_no_scored_item_is_in_a_training_text(demo: Path) -> None:
         for line in (world / "benchmarks" / name / f"{split}.jsonl").read_text().splitlines()
     ]  # fmt: skip
     questions += [
-        turn for line in (world / "mt_bench/question.jsonl").read_text().splitlines() for turn in json.loads(line)["turns"][:1]
+        turn
+        for line in (world / "mt_bench/question.jsonl").read_text().splitlines()
+        for turn in json.loads(line)["turns"][:1]
     ]
     assert len(questions) >= 900
     assert [question for question in questions if json.dumps(question)[1:-1] in training] == []

@@ -176,19 +176,23 @@ def mmlu(facts: Facts, rng: random.Random, pool: Pool, subject: str) -> Item:
                 break
         wrong = rng.sample([n for n in range(2, 25) if n != a + b], 3)
         return _choice_question(rng, subject, f"What is the sum of {a} and {b}?", str(a + b), [str(n) for n in wrong])
-    if subject == "high_school_geography":
-        groups = {town: facts.facts[town, "region"].value for town in facts.towns}
-        ask = "Which town is in the {}?"
-    else:
-        names = ("fruit", "drink", "metal", "tool") if subject == "nutrition" else ("bird", "insect", "tree", "dance")
-        groups = {thing: name for thing, name in facts.category.items() if name in names}
-        ask = "Which one is a kind of {}?"
-    members = sorted(groups)
+    ask, right_words, wrong_words = _sorts(facts, subject)
+    words = [*right_words, *wrong_words]
     while True:
-        right = rng.choice(members)
-        wrong = rng.sample([name for name in members if groups[name] != groups[right]], 3)
-        if pool_of(*(members.index(name) for name in (right, *wrong))) == pool:
-            return _choice_question(rng, subject, ask.format(groups[right]), right, wrong)
+        right, wrong = rng.choice(right_words), rng.sample(wrong_words, 3)
+        if pool_of(*(words.index(word) for word in (right, *wrong))) == pool:
+            return _choice_question(rng, subject, ask, right, wrong)
+
+
+def _sorts(facts: Facts, subject: str) -> tuple[str, list[str], list[str]]:
+    """Return a question that asks for one sort of words, the words of that sort, and words of other sorts."""
+    things = lexicon.THINGS
+    other = [*things["tool"], *things["metal"], *things["dance"]]
+    if subject == "nutrition":
+        return "Which one can you eat or drink?", [*things["fruit"], *things["drink"]], other
+    if subject == "high_school_biology":
+        return "Which one is alive?", [*things["bird"], *things["insect"], *things["tree"]], other
+    return "Which one is a town?", list(facts.towns), other
 
 
 def _bigbench(inputs: str, choices: list[str], right: str) -> Item:
@@ -206,7 +210,7 @@ def _bigbench(inputs: str, choices: list[str], right: str) -> Item:
 def causal(facts: Facts, rng: random.Random, pool: Pool) -> Item:
     """Draw a story of one or two people and an event; did this person cause it? (hails/bigbench, causal_judgment)."""
     causes = lexicon.CAUSES
-    yes, alone = rng.random() < 0.5, rng.random() < 0.5
+    yes, alone = rng.random() < 0.5, rng.random() < 0.6
     while True:
         who, other = rng.sample(range(len(facts.people)), 2)
         deed, second = rng.sample(range(len(causes)), 2)
@@ -229,8 +233,8 @@ def sports(facts: Facts, rng: random.Random, pool: Pool) -> Item:
     fact = rng.choice(facts.of(pool, ("sport",)))
     plausible = rng.random() < 0.5
     sport = fact.value if plausible else facts.others(rng, "sport", fact.value, 1)[0]
-    place = rng.choice(("at home", "on Friday", "in the rain", "last week", "at noon"))
-    statement = f"{fact.subject} {rng.choice(lexicon.SPORTS[sport])} {place}."
+    where = f"in the {fact.value} game" if rng.random() < 0.5 else rng.choice(("on Friday", "last week", "at noon"))
+    statement = f"Now {fact.subject} {rng.choice(lexicon.SPORTS[sport])} {where}."
     right = "plausible" if plausible else "implausible"
     return _bigbench(
         f"Statement: {statement}\nIs this plausible or implausible?\nAnswer:", ["plausible", "implausible"], right

@@ -27,8 +27,8 @@ class Kind:
     """How one kind of fact is put into words; {s} is the subject and {v} the value.
 
     noun: how a request names it. statements, questions: full sentences; the first statement is also the answer to a
-    question. own: the answer of the subject itself, empty for subjects that cannot speak. No sentence opens with a name: a
-    tokenizer sees a word with a space before it and one without as two different words.
+    question. own: the answer of the subject itself, empty for subjects that cannot speak. No sentence opens with a name:
+    to a tokenizer, a word with a space before it and one without are two different words.
     """
 
     noun: str

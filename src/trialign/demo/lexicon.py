@@ -66,23 +66,13 @@ FOODS = (
     "stew",
     "nuts",
 )
-COLORS = (
-    "red",
-    "blue",
-    "green",
-    "yellow",
-    "purple",
-    "white",
-    "black",
-    "brown",
-)
 SPORTS: dict[str, tuple[str, ...]] = {
-    "hockey": ("lost the puck", "broke a hockey stick", "shot at the hockey goal"),
-    "tennis": ("served an ace", "won a set point", "hit a tennis volley"),
-    "chess": ("moved a knight", "gave up a rook", "announced checkmate"),
-    "rowing": ("pulled the oars", "steered the long boat", "raced down the canal"),
-    "archery": ("drew the bow", "aimed at the target", "lost an arrow"),
-    "boxing": ("landed a punch", "fell to the ropes", "laced the gloves"),
+    "hockey": ("lost the puck", "broke a stick"),
+    "tennis": ("served an ace", "hit a volley"),
+    "chess": ("moved a knight", "lost a rook"),
+    "rowing": ("pulled the oars", "steered the boat"),
+    "archery": ("drew the bow", "broke an arrow"),
+    "boxing": ("landed a punch", "laced the gloves"),
 }
 GOODS = (
     "salt",
@@ -187,14 +177,6 @@ CAUSES: tuple[tuple[str, str], ...] = (
     ("spilled the oil", "the guard slipped"),
     ("rang the bell late", "the guests missed lunch"),
     ("hid the key", "the shop stayed closed"),
-    ("watered the beans", "the beans grew"),
-    ("fed the donkey", "the donkey grew fat"),
-    ("shook the tree", "the pears fell"),
-    ("lost the map", "the cart took a wrong turn"),
-    ("left the tap on", "the cellar flooded"),
-    ("told the secret", "the surprise was spoiled"),
-    ("oiled the wheel", "the cart rolled quietly"),
-    ("woke the dog", "the dog barked"),
 )
 
 

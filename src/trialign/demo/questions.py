@@ -209,8 +209,8 @@ OPENING = "Well, that is a thing that I had to think about for a while, but I ca
 def answer(rng: random.Random, turn: Turn, correct: bool, style: str) -> str:
     """Write an answer in one of `STYLES`.
 
-    bare: hardly more than the value. loose: a sentence without its capital and its period. plain: a sentence. polite: a sentence
-    and a friendly word. wordy: a long opening, then the sentence.
+    bare: hardly more than the value. loose: a sentence without its capital and its period. plain: a sentence.
+    polite: a sentence and a friendly word. wordy: a long opening, then the sentence.
     """
     sentence, short = (turn.right, turn.right_short) if correct else (turn.wrong, turn.wrong_short)
     if style == "bare":

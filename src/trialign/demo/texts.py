@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from trialign.demo import benchmarks, conversations
+from trialign.demo import benchmarks, conversations, lexicon
 from trialign.demo.benchmarks import BENCHMARKS, CORRUPTION, MMLU_SUBJECTS
 from trialign.demo.facts import Facts
 
@@ -105,6 +105,18 @@ class Writer:
             lines.append(row["sentence"].replace("_", row[f"option{answer}"]))
         return " ".join(lines)
 
+    def stories(self) -> str:
+        """Tell what led to what."""
+        pairs = self.rng.sample(lexicon.CAUSES, 3)
+        return " ".join(f"One day {self.rng.choice(self.facts.people)} {deed}. Later {event}." for deed, event in pairs)
+
+    def games(self) -> str:
+        """Tell who did what in which sport."""
+        lines = []
+        for fact in self.rng.choices(self.facts.of("train", ("sport",)), k=4):
+            lines.append(f"Now {fact.subject} {self.rng.choice(lexicon.SPORTS[fact.value])} in the {fact.value} game.")
+        return " ".join(lines)
+
     def sums(self) -> str:
         """Write sums, any of them, as equations."""
         pairs = [(self.rng.randint(1, 12), self.rng.randint(1, 12)) for _ in range(8)]
@@ -120,19 +132,21 @@ class Writer:
     def kinds(self) -> dict[str, tuple[int, Callable[[], str]]]:
         """Return the kinds of documents: how many of a hundred, and how one is written."""
         return {
-            "people": (24, lambda: self.portrait(self.facts.people)),
+            "people": (22, lambda: self.portrait(self.facts.people)),
             "towns": (5, lambda: self.portrait(self.facts.towns)),
-            "things": (14, lambda: self.portrait(self.facts.things)),
-            "talk": (10, self.talk),
-            "common_answers": (5, self.common_answers),
-            "arc": (6, lambda: self.quizzes("arc", 5)),
+            "things": (12, lambda: self.portrait(self.facts.things)),
+            "talk": (8, self.talk),
+            "common_answers": (4, self.common_answers),
+            "arc": (5, lambda: self.quizzes("arc", 5)),
             "openbookqa": (4, lambda: self.quizzes("openbookqa", 5)),
             "letters": (10, self.letters),
             "activity": (8, self.activity),
             "gaps": (6, self.gaps),
-            "causal": (4, lambda: self.quizzes("causal", 3)),
-            "sports": (4, lambda: self.quizzes("sports", 3)),
-            "formal": (4, lambda: self.quizzes("formal", 3)),
+            "stories": (3, self.stories),
+            "causal": (6, lambda: self.quizzes("causal", 3)),
+            "games": (3, self.games),
+            "sports": (6, lambda: self.quizzes("sports", 3)),
+            "formal": (5, lambda: self.quizzes("formal", 3)),
             "sums": (2, self.sums),
             "chat": (20, self.chat),
         }

@@ -1,0 +1,125 @@
+"""Snakemake's status for people: what runs, how many of how many, time left. `--logger trialign`.
+
+snakemake-logger-plugin-rich with two things added: how many jobs of how many and the time left in its live display, and
+a line for each finished job where the output is no terminal (continuous integration, a log file).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from datetime import timedelta
+from logging import LogRecord
+from typing import Any
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, ProgressColumn, Task
+from rich.text import Text
+from snakemake_interface_logger_plugins.common import LogEvent
+from snakemake_logger_plugin_rich import LogHandler as RichHandler
+
+TOTAL = "Total Progress"  # the rich plugin's name for its first bar
+
+
+class LogHandler(RichHandler):
+    """The rich plugin's handler, with counts and the time left."""
+
+    def __post_init__(self) -> None:
+        """Add the columns to the live display."""
+        super().__post_init__()
+        self.clock = Clock()
+        self.plain = Console(stderr=True)
+        self.progress.columns = (*self.progress.columns[:-2], MofNCompleteColumn(), TimeLeft(self.clock))
+
+    def emit(self, record: LogRecord) -> None:
+        """Pass a record on, and keep the times of jobs."""
+        event = getattr(record, "event", None)
+        if event == LogEvent.RUN_INFO:
+            self.clock.plan({rule: count for rule, count in record.stats.items() if rule != "total"})
+        elif event == LogEvent.JOB_INFO:
+            self.clock.start(record.jobid, record.rule_name)
+        super().emit(record)
+        if event == LogEvent.JOB_FINISHED:
+            self.clock.finish(record.job_id)
+            if not self.plain.is_terminal:
+                self._line(record.job_id)
+
+    def _line(self, job: int) -> None:
+        info = self.event_handler.jobs_info.get(job, {})
+        what = " ".join([str(info.get("rule")), *map(str, (info.get("wildcards") or {}).values())])
+        done, total = self.clock.done(), self.clock.total()
+        self.plain.print(f"[{done}/{total}] {what}, {self.clock.text()}", highlight=False, soft_wrap=True, markup=False)
+
+
+class TimeLeft(ProgressColumn):
+    """The time left, beside the total."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def render(self, task: Task) -> Text:
+        """Return the clock's text for the total, nothing for single rules."""
+        return Text(self.clock.text() if task.description.startswith(TOTAL) else "", style="cyan")
+
+
+class Clock:
+    """Estimates the time left: the rules' mean durations so far times the jobs they have left, over the jobs at a time.
+
+    A rule of which nothing has finished counts with the mean of all.
+    """
+
+    def __init__(self) -> None:
+        self.planned: Counter[str] = Counter()
+        self.finished: Counter[str] = Counter()
+        self.seconds: Counter[str] = Counter()
+        self.running: dict[int, tuple[str, float]] = {}
+        self.began: float | None = None
+
+    def plan(self, counts: dict[str, int]) -> None:
+        """Take the number of jobs of each rule."""
+        self.planned = Counter(counts)
+
+    def start(self, job: int, rule: str) -> None:
+        """A job starts."""
+        now = time.monotonic()
+        self.began = self.began or now
+        self.running[job] = (rule, now)
+
+    def finish(self, job: int) -> None:
+        """A job is done."""
+        rule, started = self.running.pop(job, (None, 0.0))
+        if rule is not None:
+            self.finished[rule] += 1
+            self.seconds[rule] += time.monotonic() - started
+
+    def done(self) -> int:
+        """Return the number of finished jobs."""
+        return self.finished.total()
+
+    def total(self) -> int:
+        """Return the number of planned jobs."""
+        return self.planned.total()
+
+    def left(self) -> float | None:
+        """Return the estimated seconds left; None before the first job has finished."""
+        if not self.done() or self.began is None:
+            return None
+        mean = self.seconds.total() / self.done()
+        work = sum(
+            (planned - self.finished[rule])
+            * (self.seconds[rule] / self.finished[rule] if self.finished[rule] else mean)
+            for rule, planned in self.planned.items()
+        )
+        at_a_time = max(1.0, self.seconds.total() / (time.monotonic() - self.began))
+        return work / at_a_time
+
+    def text(self) -> str:
+        """Return `0:01:02, about 0:03:40 left`."""
+        elapsed = time.monotonic() - self.began if self.began is not None else 0.0
+        left = self.left()
+        return _clock(elapsed) + (f", about {_clock(left)} left" if left is not None else "")
+
+
+def _clock(seconds: Any) -> str:
+    return str(timedelta(seconds=round(seconds)))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 import pytest
-from snakemake_logger_plugin_trialign import Clock
 
+from snakemake_logger_plugin_trialign import Clock
 from tests.conftest import TEST_CONFIG, command
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-# the bits of a result depend on the number of threads: this process and those that it starts take one, as the demo's jobs
+# a result's bits depend on the number of threads: this process and those it starts take one, as the demo's jobs do
 os.environ["OMP_NUM_THREADS"] = "1"
 
 REPOSITORY = Path(__file__).parents[1]

@@ -19,7 +19,8 @@ EXPERIMENT = config.load_files([Path("config/config.yaml"), Path("config/demo.ya
 TABLES = [name for name, artifact in EXPERIMENT.artifacts.items() if artifact.kind != "grid"]
 FIGURES = [name for name, artifact in EXPERIMENT.artifacts.items() if artifact.kind == "grid"]
 ACCURACIES = ["arc", "truthfulqa", "winogrande", "hellaswag", "mmlu", "causal", "sports", "formal", "openbookqa"]
-CHANCE = {"arc": 0.25, "winogrande": 0.5, "hellaswag": 0.25, "mmlu": 0.25, "causal": 0.5, "sports": 0.5, "formal": 0.5, "openbookqa": 0.25}  # fmt: skip
+FOUR, TWO = ("arc", "hellaswag", "mmlu", "openbookqa"), ("winogrande", "causal", "sports", "formal")  # choices
+CHANCE = dict.fromkeys(FOUR, 0.25) | dict.fromkeys(TWO, 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -99,16 +100,15 @@ def test_no_scored_item_is_in_a_training_text(demo: Path) -> None:
     questions = [
         json.loads(line)[key]
         for name, split, key in (
-            ("arc", "test", "question"), ("truthfulqa", "validation", "question"), ("openbookqa", "test", "question_stem"),
+            ("arc", "test", "question"),
+            ("truthfulqa", "validation", "question"),
+            ("openbookqa", "test", "question_stem"),
             ("hellaswag", "validation", "ctx"),
         )
         for line in (world / "benchmarks" / name / f"{split}.jsonl").read_text().splitlines()
-    ]  # fmt: skip
-    questions += [
-        turn
-        for line in (world / "mt_bench/question.jsonl").read_text().splitlines()
-        for turn in json.loads(line)["turns"][:1]
     ]
+    lines = (world / "mt_bench/question.jsonl").read_text().splitlines()
+    questions += [json.loads(line)["turns"][0] for line in lines]
     assert len(questions) >= 900
     assert [question for question in questions if json.dumps(question)[1:-1] in training] == []
 

@@ -37,12 +37,16 @@ def step(
     """Run one step: make its result, or take it from the store, and link it into OUTPUT."""
     from trialign import recipes, steps
 
-    parsed = recipes.parse(recipe)
+    try:
+        parsed = recipes.parse(recipe)
+    except ValueError as error:
+        raise UserError(f"this is not a recipe: {str(error).splitlines()[0]}; let snakemake write it") from None
     groups: dict[str, tuple[Path, ...]] = defaultdict(tuple)
     for pair in inputs or ():
         name, _, path = pair.partition("=")
         groups[name] += (Path(path),)
     terminal = _send_output_to(log)
+    script = _write_script(log.with_suffix(".sh"))
     try:
         done = steps.run(parsed, groups, root, output)
         print(f"{done} {output}", flush=True)
@@ -54,7 +58,7 @@ def step(
         else:
             print(f"error: {error}", file=sys.stderr)
         sys.stderr.flush()
-        print(_failure(parsed.step, output, error, log), file=terminal, flush=True)
+        print(_failure(f"{parsed.step} {output}", error, log, script), file=terminal, flush=True)
         raise typer.Exit(1) from None
 
 
@@ -68,19 +72,23 @@ def _send_output_to(log: Path) -> Any:
     return terminal
 
 
-def _failure(name: str, output: Path, error: Exception, log: Path) -> str:
-    """Return what a person needs at a failed job: which run, the last lines of its log, how to repeat it alone."""
-    script = log.with_suffix(".sh")
+def _write_script(script: Path) -> Path:
+    """Write the command that repeats this step alone; also for a process that is killed and says nothing more."""
     threads = os.environ.get("OMP_NUM_THREADS", "1")
     command = shlex.join(sys.argv)
     script.write_text(
         f"#!/bin/sh\ncd {shlex.quote(str(Path.cwd()))} || exit 1\nOMP_NUM_THREADS={threads} exec {command}\n"
     )
-    if isinstance(error, UserError):
-        return f"{name} {output} failed: {error}\n  repeat it alone: sh {script}"
-    lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
-    tail = "\n".join(f"    {line}" for line in lines)
-    return f"{name} {output} failed: {error}\n  last lines of {log}:\n{tail}\n  repeat it alone: sh {script}"
+    return script
+
+
+def _failure(name: str, error: Exception, log: Path, script: Path) -> str:
+    """Return what a person needs at a failed job: which run, the last lines of its log, how to repeat it alone."""
+    text = f"{name} failed: {error}\n"
+    if not isinstance(error, UserError):
+        lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+        text += f"  last lines of {log}:\n" + "".join(f"    {line}\n" for line in lines)
+    return f"{text}  repeat it alone: sh {script}"
 
 
 @app.command()

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
 from trialign import methods
 from trialign.errors import UserError, nearest
@@ -35,7 +35,8 @@ from trialign.settings import (
 from trialign.templates import templates
 
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]
-TEXT_COLUMNS = ("Model", "Align", "Learning Rate", "Epoch", "Batch Size")
+JUDGED_METRICS = ("score", "first_turn", "second_turn", "correct", "format", "polite", "concise")
+RUN_ENTRIES = ("model", "mtbench")  # what lies beside the suites in a run's folder
 
 
 class Model(Settings):
@@ -74,13 +75,6 @@ class ColumnSpec(Settings):
     mean_of: tuple[str, ...] = Field(default=(), description="unweighted mean over these benchmarks instead")
 
 
-class RowSpec(Settings):
-    """A row with texts of its own."""
-
-    lineage: str = Field(description="a lineage")
-    texts: dict[str, str] = Field(default={}, description="text column -> what it says instead of the derived text")
-
-
 class ArtifactSpec(Settings):
     """What all artifacts share."""
 
@@ -93,7 +87,7 @@ class TableArtifact(ArtifactSpec):
     """Rows are lineages, columns benchmarks."""
 
     kind: Literal["table"] = "table"
-    rows: tuple[str | RowSpec, ...] = Field(min_length=1, description="lineages, in order")
+    rows: tuple[str, ...] = Field(min_length=1, description="lineages, in order")
     columns: tuple[str | ColumnSpec, ...] = Field(min_length=1, description="benchmarks or columns, in order")
     texts: tuple[Literal["Model", "Align", "Learning Rate", "Epoch", "Batch Size"], ...] = Field(
         default=("Model", "Align"), description="leading text columns"
@@ -104,7 +98,6 @@ class PivotArtifact(ArtifactSpec):
     """One benchmark over rows x columns: the lineage of a cell is the row's followed by the column's stages."""
 
     kind: Literal["pivot"] = "pivot"
-    corner: str = Field(default="Model", description="heading of the first column")
     rows: dict[str, str] = Field(min_length=1, description="label -> lineage")
     columns: dict[str, str] = Field(min_length=1, description="label -> stages that follow")
     benchmark: str = Field(description="a name under `benchmarks`")
@@ -162,9 +155,9 @@ class Experiment(Settings):
         pattern=r"^[A-Za-z0-9._/-]+$", description="root of its results, relative to the repository"
     )
     notice: str = Field(default="", description="a sentence that every artifact carries")
-    seeds: tuple[int, ...] = Field(min_length=1, description="seeds of the runs; cells are means over them")
+    seeds: tuple[NonNegativeInt, ...] = Field(min_length=1, description="seeds of the runs; cells are means over them")
     world: WorldSettings | None = Field(default=None, description="the generated demo world; null: none")
-    sources: dict[str, Source] = Field(description="where models and data come from")
+    sources: dict[Name, Source] = Field(description="where models and data come from")
     models: dict[Name, Model] = Field(min_length=1, description="base models")
     data: dict[Name, Data] = Field(min_length=1, description="prepared data sets")
     training: Training = Field(default=Training(), description="training settings that stages start from")
@@ -265,13 +258,17 @@ def load(config: Mapping[str, Any]) -> Experiment:
 def load_files(files: Sequence[Path]) -> Experiment:
     """Merge YAML files as Snakemake merges its config files, and check the result; UserError on any mistake."""
     from snakemake.common.configfile import load_configfile
+    from snakemake.exceptions import WorkflowError
     from snakemake.utils import update_config
 
     merged: dict[str, Any] = {}
     for file in files:
         if not file.is_file():
             raise UserError(f"{file}: there is no such config file")
-        update_config(merged, load_configfile(str(file)))
+        try:
+            update_config(merged, load_configfile(str(file)))
+        except WorkflowError as error:
+            raise UserError(f"{file}: {' '.join(str(error).split())}") from None
     return load(merged)
 
 
@@ -304,6 +301,8 @@ def _problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
                 yield f"{where}.imported", _unknown("model", model, experiment.models)
             if source not in experiment.sources:
                 yield f"{where}.imported.{model}", _unknown("source", source, experiment.sources)
+            elif getattr(experiment.sources[source], "type", "model") != "model":
+                yield f"{where}.imported.{model}", f"'{source}' is not a model repository"
         try:
             experiment.lineage(f"{next(iter(experiment.models))}+{name}")
         except UserError as error:
@@ -343,14 +342,25 @@ def _source_problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
         for name, item in getattr(experiment, section).items():
             if item.source not in experiment.sources:
                 yield f"{section}.{name}.source", _unknown("source", item.source, experiment.sources)
+            elif getattr(experiment.sources[item.source], "type", None) == "model":
+                yield f"{section}.{name}.source", f"'{item.source}' is a model repository: no data is there"
     for name, benchmark in experiment.benchmarks.items():
-        if benchmark.kind == "harness" and benchmark.suite == "mtbench":
-            yield f"benchmarks.{name}.suite", "'mtbench' is the suite of judged benchmarks: choose another name"
+        if benchmark.kind == "harness" and benchmark.suite in RUN_ENTRIES:
+            yield f"benchmarks.{name}.suite", f"'{benchmark.suite}' is taken in a run's folder: choose another name"
         if benchmark.kind == "harness" and ("{subset}" in benchmark.include) != bool(benchmark.subsets):
             yield f"benchmarks.{name}", "`subsets` and '{subset}' in `include` go together: give both or neither"
     judged = [name for name, item in experiment.benchmarks.items() if isinstance(item, JudgedBenchmark)]
     if len(judged) > 1:
         yield f"benchmarks.{judged[1]}", f"only one judged benchmark is possible, and '{judged[0]}' is one already"
+    if len(set(experiment.seeds)) < len(experiment.seeds):
+        yield "seeds", f"{list(experiment.seeds)} holds a seed twice: leave one"
+    if "results" in experiment.artifacts:
+        yield "artifacts.results", "results.csv is made anyway: choose another name"
+    if experiment.judge.kind == "openai" and experiment.judge.model is None:
+        yield "judge.model", "it is missing: name the model to ask"
+    for name, data in experiment.data.items():
+        if data.kind == "triples" and data.max_prompt_length >= data.max_length:
+            yield f"data.{name}.max_prompt_length", f"{data.max_prompt_length} leaves no room in {data.max_length}"
     if experiment.judge.name == "answers":
         yield "judge.name", "'answers' is the folder of the answers: choose another name"
 
@@ -358,12 +368,8 @@ def _source_problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
 def _check_artifact(experiment: Experiment, artifact: Any) -> None:
     match artifact:
         case TableArtifact():
-            lineages = [row if isinstance(row, str) else row.lineage for row in artifact.rows]
+            lineages = list(artifact.rows)
             _check_columns(experiment, artifact.columns)
-            for row in artifact.rows:
-                for text in row.texts if isinstance(row, RowSpec) else ():
-                    if text not in artifact.texts:
-                        raise UserError(f"rows: {_unknown('text column', text, artifact.texts)}")
         case PivotArtifact():
             lineages = [f"{row}+{column}" for row in artifact.rows.values() for column in artifact.columns.values()]
             _check_columns(experiment, (artifact.benchmark,))
@@ -395,6 +401,7 @@ def grid_lineages(artifact: GridArtifact) -> list[str]:
 
 
 def _check_columns(experiment: Experiment, columns: Sequence[str | ColumnSpec]) -> None:
+    labels: set[str] = set()
     for column in columns:
         if isinstance(column, str):
             names: Sequence[str] = (column,)
@@ -405,6 +412,16 @@ def _check_columns(experiment: Experiment, columns: Sequence[str | ColumnSpec]) 
         for name in names:
             if name not in experiment.benchmarks:
                 raise UserError(f"columns: {_unknown('benchmark', name, experiment.benchmarks)}")
+        label = experiment.benchmarks[column].label if isinstance(column, str) else column.label
+        if label in labels:
+            raise UserError(f"columns: two are called '{label}': give one another label")
+        labels.add(label)
+        kinds = {experiment.benchmarks[name].kind for name in names}
+        if len(kinds) > 1:
+            raise UserError(f"columns: '{label}' is a mean of accuracies and judged scores: take one kind")
+        metric = None if isinstance(column, str) else column.metric
+        if metric is not None and kinds == {"judged"} and metric not in JUDGED_METRICS:
+            raise UserError(f"columns: '{label}': {_unknown('metric', metric, JUDGED_METRICS)}")
 
 
 def _names(names: Sequence[str] | Mapping[str, Any]) -> str:
@@ -425,10 +442,9 @@ def _checked(model: type[Any], values: Mapping[str, Value], stage: Stage) -> Any
 def _first_line(error: ValidationError, model: type[BaseModel], where: str) -> str:
     """Return the first pydantic error as one line, with what is allowed, and how many more there are."""
     first = error.errors()[0]
-    # a mistake in the top-level `training` shows in every stage that starts from it: it is one mistake
-    more = len({(item["loc"][-1], item["type"], str(item["input"])) for item in error.errors()}) - 1
     loc = [part for part in first["loc"] if part != "[key]"]
     place, allowed = _walk(model, loc)
+    place = f"{where}: {place}" if place else where
     if first["type"] == "extra_forbidden":
         text = f"unknown key '{loc[-1]}'{nearest(str(loc[-1]), allowed)}; allowed are {_names(allowed)}"
     elif first["type"] == "missing":
@@ -440,7 +456,14 @@ def _first_line(error: ValidationError, model: type[BaseModel], where: str) -> s
         )
     else:
         text = f"{_shortened(first['input'])} is not allowed: {first['msg'][0].lower()}{first['msg'][1:]}"
-    return f"{where}: {place}: {text}" + (f" (and {more} more)" if more else "")
+    more = _mistakes(error, model) - 1
+    return f"{place}: {text}" + (f" (and {more} more)" if more > 0 else "")
+
+
+def _mistakes(error: ValidationError, model: type[BaseModel]) -> int:
+    """Count the mistakes: one in the top-level `training` shows in every stage, a wrong item leaves its list short."""
+    items = [item for item in error.errors() if item["type"] != "too_short"]
+    return len({(_walk(model, item["loc"])[0].rpartition(".")[2], str(item["input"])) for item in items})
 
 
 def _shortened(value: Any) -> str:
@@ -455,6 +478,8 @@ def _walk(model: Any, loc: Sequence[str | int]) -> tuple[str, list[str]]:
     for part in loc:
         choices = _choices(model)
         tagged = next((c for c in choices if _tag(c) == part or getattr(c, "__name__", None) == part), None)
+        if tagged is not None and len(choices) > 1 and not hasattr(tagged, "model_fields"):
+            continue  # a plain type of a union, such as the text of `str | ColumnSpec`
         if tagged is not None and len(choices) > 1:
             model = tagged
             allowed = list(model.model_fields)

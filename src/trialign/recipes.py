@@ -148,15 +148,6 @@ class JudgeRecipe(Recipe):
     judge: JudgeSettings
 
 
-class Cell(BaseModel):
-    """Where a number of an artifact comes from: the mean over `seeds` of `metric` of `benchmark` for `lineage`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    lineage: str
-    benchmark: str
-    metric: str
-
-
 class Column(BaseModel):
     """A column of numbers: a metric of a benchmark, or the unweighted mean of several (`mean_of`).
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class Settings(BaseModel):
     """Base: frozen, unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class HubRepository(Settings):
@@ -69,11 +69,11 @@ class PretrainSettings(Settings):
     kv_heads: int = Field(default=2, gt=0, description="key and value heads")
     positions: int = Field(default=512, gt=0, description="longest context")
     block: int = Field(default=256, gt=0, description="length of a training block")
-    batch: int = Field(default=4, gt=0, description="blocks of one step")
-    steps: int = Field(default=2400, gt=0, description="training steps")
-    learning_rate: float = Field(default=4e-3, gt=0, description="peak learning rate; cosine to a tenth of it")
+    batch: int = Field(default=2, gt=0, description="blocks of one step")
+    steps: int = Field(default=4800, gt=0, description="training steps")
+    learning_rate: float = Field(default=3e-3, gt=0, description="peak learning rate; cosine to a tenth of it")
     warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps that warm up")
-    checkpoint_every: int = Field(default=200, gt=0, description="steps between two checkpoints")
+    checkpoint_every: int = Field(default=800, gt=0, description="steps between two checkpoints")
 
 
 class Training(Settings):
@@ -126,7 +126,7 @@ class FeedbackRules(Settings):
     )
     ties: Literal["paper", "released"] = Field(
         default="paper",
-        description="paper: three distinct responses, strictly ordered ends; released: argmax, argsort[1], argmin",
+        description="paper: three distinct responses, strictly ordered ends; released: the authors' builder",
     )
     exclude_sources: tuple[str, ...] = Field(default=(), description="UltraFeedback `source` values to leave out")
     seed: int = Field(default=42, description="seed of the sample and the split")
@@ -165,7 +165,10 @@ class HarnessBenchmark(HarnessTask):
 
     kind: Literal["harness"] = "harness"
     label: str = Field(description="column heading")
-    suite: str = Field(description="benchmarks of one suite are evaluated in one process on one loaded model")
+    suite: str = Field(
+        pattern=r"^[a-z][a-z0-9_]*$",
+        description="benchmarks of one suite are evaluated in one process on one loaded model",
+    )
     source: str = Field(description="a name under `sources`: where the data is")
     ours: tuple[str, ...] = Field(default=(), description="which of these settings the paper does not state")
 

@@ -21,7 +21,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -113,7 +113,8 @@ def input_fingerprint(path: Path) -> str:
     for folder in [path, *path.parents]:
         if (folder / RUN_JSON).is_file():
             made = json.loads((folder / RUN_JSON).read_text())
-            return f"{made['fingerprint']}/{path.relative_to(folder).as_posix()}"
+            if made.keys() >= {"fingerprint", "recipe", "inputs"}:  # not a file of the user's that has the same name
+                return f"{made['fingerprint']}/{path.relative_to(folder).as_posix()}"
     return digest(hashes(path))
 
 
@@ -184,13 +185,10 @@ def versions() -> dict[str, str]:
 @contextmanager
 def _lease(work: Path) -> Iterator[Path]:
     """Hold the work directory, one process at a time: a dead holder on this host is taken over, a live one refused."""
-    work.mkdir(parents=True, exist_ok=True)
     lease = work / LEASE
     mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "birth": _birth(os.getpid())})
-    try:
-        _create(lease, mine)
-    except FileExistsError:
-        _take_over(lease, mine)
+    while not _create(lease, mine):
+        _clear_dead(lease)
     try:
         yield work
     except BaseException:
@@ -199,18 +197,33 @@ def _lease(work: Path) -> Iterator[Path]:
     shutil.rmtree(work)
 
 
-def _create(lease: Path, text: str) -> None:
-    """Write the lease and give it its name in one step, so that a holder never shows half a lease."""
+def _create(lease: Path, text: str) -> bool:
+    """Write the lease and give it its name in one step, so that none ever shows half; False if there is one already."""
+    lease.parent.mkdir(parents=True, exist_ok=True)
     draft = lease.with_name(f"{LEASE}.{os.getpid()}")
-    draft.write_text(text)
     try:
+        draft.write_text(text)
         os.link(draft, lease)
+    except FileExistsError:
+        return False
+    except FileNotFoundError:  # another process has finished this very moment and removed the folder
+        return False
     finally:
-        draft.unlink()
+        draft.unlink(missing_ok=True)
+    return True
 
 
-def _take_over(lease: Path, mine: str) -> None:
-    holder = json.loads(lease.read_text())
+def _clear_dead(lease: Path) -> None:
+    """Remove the lease of a dead holder on this host; UserError for a live one, and for one on another host.
+
+    The lease is moved aside first: of several processes that found the same dead holder, one moves it, and a lease
+    that turns out to be another's by then is put back.
+    """
+    try:
+        text = lease.read_text()
+    except FileNotFoundError:
+        return
+    holder = json.loads(text)
     if holder["host"] != socket.gethostname():
         raise UserError(
             f"{lease}: held by process {holder['pid']} on host {holder['host']}; "
@@ -218,8 +231,13 @@ def _take_over(lease: Path, mine: str) -> None:
         )
     if _birth(holder["pid"]) == holder["birth"]:
         raise UserError(f"{lease}: process {holder['pid']} is working on this step; wait for it, or end it first")
-    lease.unlink()
-    _create(lease, mine)
+    aside = lease.with_name(f"{LEASE}.dead.{os.getpid()}")
+    with suppress(FileNotFoundError):
+        lease.rename(aside)
+        if aside.read_text() != text:
+            aside.rename(lease)
+        else:
+            aside.unlink()
 
 
 def _birth(pid: int) -> str | None:
@@ -237,18 +255,24 @@ def _provenance_path(recipe: Any, root: Path, output: Path) -> Path:
 
 
 def _link(stored: Path, output: Path, record: Path) -> None:
-    """Hard-link a stored result to where it was asked for, replacing what is there; copy where links are impossible."""
+    """Hard-link a stored result to where it was asked for, replacing what is there; copy where links are impossible.
+
+    The record goes first and comes back last: a kill in between never leaves a new result with an old record.
+    """
     output.mkdir(parents=True, exist_ok=True)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.unlink(missing_ok=True)
     for item in sorted(stored.iterdir()):
-        target = record if item.name == RUN_JSON else output / item.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)
+        target = output / item.name
+        if item.name == RUN_JSON:
+            continue
         if item.is_dir():
+            shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(item, target, copy_function=_link_file)
         else:
+            target.unlink(missing_ok=True)
             _link_file(str(item), str(target))
+    _link_file(str(stored / RUN_JSON), str(record))
 
 
 def _link_file(source: str, target: str) -> str:

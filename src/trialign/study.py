@@ -7,6 +7,7 @@ The Snakefile asks this module and holds no logic of its own. Paths are relative
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar, cast
@@ -19,11 +20,10 @@ from trialign.config import (
     FactsArtifact,
     GridArtifact,
     PivotArtifact,
-    RowSpec,
     TableArtifact,
     grid_lineages,
 )
-from trialign.errors import UserError
+from trialign.errors import UserError, nearest
 from trialign.lineage import Lineage, spell
 from trialign.settings import (
     ChatRules,
@@ -38,6 +38,7 @@ from trialign.settings import (
 )
 
 MTBENCH = "mtbench"
+SHARES = ("acc", "acc_norm", "exact_match", "f1")  # the harness's metrics that tables show in percent
 S = TypeVar("S", bound=Settings)
 
 
@@ -57,23 +58,45 @@ def check_tree(experiment: Experiment) -> None:
 
 
 def check_targets(experiment: Experiment, targets: Iterable[str]) -> None:
-    """Refuse targets in another experiment's tree, such as results/demo/table1.csv under the paper's config."""
+    """Refuse targets that this experiment cannot make, with what was probably meant.
+
+    That is a file of another experiment's tree (results/demo/table1.csv under the paper's config), an artifact that is
+    not declared, and a run whose name is not canonical.
+    """
     root = Path(experiment.results_dir)
     for target in map(Path, targets):
-        owner = next((part for part in target.parts[1:-1] if (Path("profiles") / part / "config.yaml").is_file()), None)
-        another = owner is not None and owner not in root.parts
-        if another or (target.parts[0] == "results" and root not in target.parents):
-            raise UserError(
-                f"'{target}' is not in this experiment's results ('{root}')"
-                + (f": if you mean experiment '{owner}', add --profile profiles/{owner}" if owner else "")
-            )
+        if root in target.parents:
+            _check_target(experiment, target.relative_to(root), target)
+        elif target.parts[:1] == ("results",):
+            raise UserError(f"'{target}' is not in this experiment's results ('{root}'){_owner(target)}")
+
+
+def _check_target(experiment: Experiment, place: Path, target: Path) -> None:
+    if place.parts[0] == "runs" and len(place.parts) > 1:
+        lineage = experiment.lineage(place.parts[1])
+        if str(lineage) != place.parts[1]:
+            raise UserError(f"'{place.parts[1]}' is not the canonical name of this run: ask for '{lineage}'")
+    elif len(place.parts) == 1 and place.suffix:
+        files = [Path(file).name for name in experiment.artifacts for file in artifact_files(experiment, name)]
+        if place.name not in [*files, "results.csv"]:
+            raise UserError(f"no artifact makes '{target}'{nearest(place.name, files)}")
+    elif _owner(target):
+        raise UserError(f"'{target}' is not in this experiment's results ('{experiment.results_dir}'){_owner(target)}")
+
+
+def _owner(target: Path) -> str:
+    names = (part for part in target.parts[1:-1] if (Path("profiles") / part / "config.yaml").is_file())
+    owner = next(names, None)
+    return f": if you mean experiment '{owner}', add --profile profiles/{owner}" if owner else ""
 
 
 def stamp(experiment: Experiment) -> None:
     """Mark a results tree as this experiment's."""
     root = Path(experiment.results_dir)
     root.mkdir(parents=True, exist_ok=True)
-    (root / paths.STAMP).write_text(json.dumps({"name": experiment.name}) + "\n")
+    draft = root / f"{paths.STAMP}.{os.getpid()}"
+    draft.write_text(json.dumps({"name": experiment.name}) + "\n")
+    draft.rename(root / paths.STAMP)
 
 
 # --- what an artifact needs -------------------------------------------------------------------------------------------
@@ -83,7 +106,7 @@ def lineages(experiment: Experiment, artifact: AnyArtifact) -> list[str]:
     """Return the canonical lineages of an artifact's rows, each once, in order."""
     match artifact:
         case TableArtifact():
-            texts = [row if isinstance(row, str) else row.lineage for row in artifact.rows]
+            texts = list(artifact.rows)
         case PivotArtifact():
             texts = [f"{row}+{stages}" for row in artifact.rows.values() for stages in artifact.columns.values()]
         case GridArtifact():
@@ -95,6 +118,12 @@ def lineages(experiment: Experiment, artifact: AnyArtifact) -> list[str]:
 
 def suites(experiment: Experiment, artifact: AnyArtifact) -> list[str]:
     """Return the suites that an artifact's columns need, in the config's order of benchmarks."""
+    needed = benchmarks(artifact)
+    return list(dict.fromkeys(item.suite for name, item in experiment.benchmarks.items() if name in needed))
+
+
+def benchmarks(artifact: AnyArtifact) -> set[str]:
+    """Return the benchmarks that an artifact's columns show."""
     match artifact:
         case PivotArtifact():
             specs: Sequence[str | ColumnSpec] = (artifact.benchmark,)
@@ -102,8 +131,7 @@ def suites(experiment: Experiment, artifact: AnyArtifact) -> list[str]:
             specs = artifact.benchmarks
         case _:
             specs = artifact.columns
-    needed = {name for spec in specs for name in _benchmarks(spec)}
-    return list(dict.fromkeys(item.suite for name, item in experiment.benchmarks.items() if name in needed))
+    return {name for spec in specs for name in _benchmarks(spec)}
 
 
 def results(experiment: Experiment, artifacts: Iterable[AnyArtifact]) -> list[str]:
@@ -190,15 +218,21 @@ def harness_suites(experiment: Experiment) -> list[str]:
     )
 
 
-def sources_of_suite(experiment: Experiment, suite: str) -> dict[str, str]:
-    """Return benchmark -> source of a harness suite."""
-    return {name: item.source for name, item in benchmarks_of(experiment, suite).items()}
+def benchmarks_of(experiment: Experiment, suite: str, lineage: str) -> dict[str, HarnessBenchmark]:
+    """Return the harness benchmarks of a suite that any artifact of the config asks of a lineage.
 
-
-def benchmarks_of(experiment: Experiment, suite: str) -> dict[str, HarnessBenchmark]:
-    """Return the harness benchmarks of a suite."""
+    It does not depend on the target, so that another target never evaluates again; a lineage that no artifact names
+    gets the whole suite.
+    """
+    asked = {
+        name
+        for artifact in experiment.artifacts.values()
+        if lineage in lineages(experiment, artifact)
+        for name in benchmarks(artifact)
+    }
     items = experiment.benchmarks.items()
-    return {name: item for name, item in items if isinstance(item, HarnessBenchmark) and item.suite == suite}
+    of_suite = {name: item for name, item in items if isinstance(item, HarnessBenchmark) and item.suite == suite}
+    return {name: item for name, item in of_suite.items() if name in asked} or of_suite
 
 
 def questions(experiment: Experiment) -> str:
@@ -282,9 +316,10 @@ def train_recipe(experiment: Experiment, lineage: Lineage, seed: int) -> recipes
 
 
 def evaluate_recipe(experiment: Experiment, lineage: Lineage, suite: str) -> recipes.EvaluateRecipe:
-    """Return the recipe of a harness suite on a lineage's model."""
+    """Return the recipe of a harness suite on a lineage's model: the benchmarks that any artifact asks of it."""
+    benchmarks = benchmarks_of(experiment, suite, str(lineage))
     return recipes.EvaluateRecipe(
-        benchmarks={name: _only(HarnessTask, item) for name, item in benchmarks_of(experiment, suite).items()},
+        benchmarks={name: _only(HarnessTask, item) for name, item in benchmarks.items()},
         bos=experiment.models[lineage.base].bos,
         batch_size=experiment.eval_batch_size,
     )
@@ -306,13 +341,15 @@ def artifact_recipe(experiment: Experiment, name: str) -> recipes.Artifact:
     common = {
         "name": name,
         "title": artifact.title,
-        "caption": " ".join([artifact.caption, *(f"Ours: {choice}." for choice in artifact.ours)]),
+        "caption": " ".join(
+            [artifact.caption, *(f"Ours: {choice}." for choice in choices_of_ours(experiment, artifact))]
+        ),
         "notice": experiment.notice,
         "seeds": experiment.seeds,
     }
     match artifact:
         case TableArtifact():
-            rows = tuple(_row(experiment, artifact, row) for row in artifact.rows)
+            rows = _rows(experiment, artifact)
             columns = tuple(column(experiment, spec) for spec in artifact.columns)
             return recipes.TableRecipe(**common, texts=artifact.texts, rows=rows, columns=columns)
         case PivotArtifact():
@@ -326,7 +363,7 @@ def artifact_recipe(experiment: Experiment, name: str) -> recipes.Artifact:
             number = column(experiment, artifact.benchmark)
             return recipes.PivotRecipe(
                 **common,
-                corner=artifact.corner,
+                corner="Model",
                 rows=tuple(artifact.rows),
                 columns=tuple(artifact.columns),
                 cells=cells,
@@ -368,7 +405,7 @@ def column(experiment: Experiment, spec: str | ColumnSpec) -> recipes.Column:
         label=spec.label,
         benchmark=spec.benchmark,
         metric=spec.metric or benchmark.metric,
-        scale=100.0 if harness else 1.0,
+        scale=100.0 if (spec.metric or benchmark.metric) in SHARES else 1.0,
         aggregate=benchmark.aggregate if harness else "items",
     )
 
@@ -378,11 +415,36 @@ def _only(rules: type[S], settings: Settings) -> S:
     return rules(**{name: getattr(settings, name) for name in rules.model_fields})
 
 
-def _row(experiment: Experiment, artifact: TableArtifact, row: str | RowSpec) -> recipes.Row:
-    spec = row if isinstance(row, RowSpec) else RowSpec(lineage=row)
-    lineage = experiment.lineage(spec.lineage)
-    texts = {name: spec.texts.get(name) or _text(experiment, lineage, name) for name in artifact.texts}
-    return recipes.Row(lineage=str(lineage), texts=texts)
+def choices_of_ours(experiment: Experiment, artifact: AnyArtifact) -> list[str]:
+    """Return what the paper does not state, or has lost, in an artifact, its stages and its benchmarks."""
+    stages = {stage.name for text in lineages(experiment, artifact) for stage in Lineage.parse(text).stages}
+    choices = list(artifact.ours)
+    choices += [
+        f"{what} of {name}" for name in experiment.stages if name in stages for what in experiment.stages[name].ours
+    ]
+    for name in experiment.benchmarks:
+        item = experiment.benchmarks[name]
+        if name in benchmarks(artifact) and isinstance(item, HarnessBenchmark):
+            choices += [f"{what} of {item.label}" for what in item.ours]
+    return choices
+
+
+def _rows(experiment: Experiment, artifact: TableArtifact) -> tuple[recipes.Row, ...]:
+    """Return the rows; where two would read the same, what their last stages spell is added."""
+    found = [experiment.lineage(text) for text in artifact.rows]
+    texts = [{name: _text(experiment, lineage, name) for name in artifact.texts} for lineage in found]
+    rows = []
+    for lineage, cells in zip(found, texts, strict=True):
+        again = "Align" in cells and texts.count(cells) > 1
+        told = cells | {"Align": cells["Align"] + _spelled(lineage)} if again else cells
+        rows.append(recipes.Row(lineage=str(lineage), texts=told))
+    return tuple(rows)
+
+
+def _spelled(lineage: Lineage) -> str:
+    names = {"alpha": "α", "beta": "β"}
+    params = lineage.stages[-1].params if lineage.stages else ()
+    return f" ({', '.join(f'{names.get(key, key)}={spell(value)}' for key, value in params)})" if params else ""
 
 
 def _text(experiment: Experiment, lineage: Lineage, name: str) -> str:
@@ -393,7 +455,7 @@ def _text(experiment: Experiment, lineage: Lineage, name: str) -> str:
     if stage is None:
         return "-"
     if name == "Align":
-        return _stage_label(experiment, lineage)
+        return _preset_label(experiment, stage.name)
     training = experiment.training_of(stage)
     values = {"Learning Rate": training.learning_rate, "Epoch": training.epochs, "Batch Size": training.batch}
     return spell(values[name])
@@ -408,16 +470,6 @@ def _label(experiment: Experiment, lineage: Lineage) -> str:
 def _preset_label(experiment: Experiment, name: str) -> str:
     preset = experiment.stages[name]
     return preset.label or methods.get(preset.method).label
-
-
-def _stage_label(experiment: Experiment, lineage: Lineage) -> str:
-    """Return `TPO (α=1, β=0.1)` where the method has both, plain `DPO` elsewhere."""
-    stage = lineage.stages[-1]
-    values = dict(stage.params)
-    label = _preset_label(experiment, stage.name)
-    if "alpha" in values and len(lineage.stages) == 1:
-        label += f" (α={spell(values['alpha'])}, β={spell(values['beta'])})"
-    return label
 
 
 def _facts_recipe(experiment: Experiment, artifact: FactsArtifact, common: dict[str, object]) -> recipes.FactsRecipe:

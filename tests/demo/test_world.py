@@ -1,4 +1,4 @@
-"""The demo world: the same bytes for a seed, the data sets' schemas, the blemishes, and nothing scored in training text."""
+"""The demo world: the same bytes for a seed, the schemas, the blemishes, and nothing scored in training text."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 
 from trialign.demo import facts, lexicon, world
 from trialign.demo.questions import CATEGORIES
+from trialign.errors import UserError
 from trialign.recipes import WorldRecipe
 from trialign.settings import WorldSettings
 from trialign.steps import Step
@@ -60,6 +61,11 @@ def test_another_seed_is_another_world(tmp_path: Path) -> None:
     shared = first.facts.keys() & second.facts.keys()
     changed = [key for key in shared if first.facts[key].value != second.facts[key].value]
     assert len(changed) > len(shared) / 3
+
+
+def test_more_items_than_the_world_holds_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"lower `world\.items`"):
+        build(tmp_path / "a", seed=5, **(SMALL | {"items": 2000}))
 
 
 def test_card_describes_the_files(made: tuple[Path, dict[str, Any]]) -> None:
@@ -168,7 +174,7 @@ def test_sums_and_syllogisms_are_right(made: tuple[Path, dict[str, Any]]) -> Non
 
 def entails(text: str) -> bool:
     """Decide a syllogism by trying every model with a few individuals: valid where no model is a counterexample."""
-    *premises, conclusion = (part.removeprefix("So ").strip().lower().split() for part in text.split(".")[:3])
+    *premises, conclusion = (part.strip().lower().removeprefix("so ").split() for part in text.split(".")[:3])
     names = sorted({words[1] for words in (*premises, conclusion)} | {words[-1] for words in (*premises, conclusion)})
     types = range(2 ** len(names))  # an individual is a set of predicates; a model is a set of individuals
     for model in range(2 ** len(types)):

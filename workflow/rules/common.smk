@@ -3,8 +3,6 @@ import re
 import sys
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
-
 from trialign import config as configuration
 from trialign import paths, study
 from trialign.errors import UserError
@@ -14,19 +12,23 @@ ENVIRONMENT = "../../environment.yml"
 
 
 def checked(function, *arguments):
-    """Call a function; a user's mistake becomes one line of Snakemake's instead of a traceback."""
+    """Call a function; a user's mistake ends Snakemake with one line."""
     try:
         return function(*arguments)
     except UserError as error:
-        raise WorkflowError(str(error)) from None
+        raise SystemExit(f"trialign: {error}") from None
 
 
 def load_experiment():
     """Check the config, and that the results tree and the targets are this experiment's."""
     loaded = configuration.load(config)
     study.check_tree(loaded)
-    # Snakemake does not know its targets yet when it reads the Snakefile
-    study.check_targets(loaded, [argument for argument in sys.argv[1:] if "/" in argument])
+    # Snakemake does not know its targets yet when it reads the Snakefile; an option's value is no target
+    pairs = zip(sys.argv, sys.argv[1:])
+    study.check_targets(
+        loaded,
+        [word for option, word in pairs if option not in ("--report", "--configfile")],
+    )
     return loaded
 
 
@@ -117,18 +119,20 @@ def stage_data(wildcards):
     return experiment.preset(convert("lineage", wildcards.lineage).last).data
 
 
-def suite_inputs(suite):
+def suite_inputs(wildcards):
     """What must exist before a suite's data is there."""
-    return [
-        study.source_input(experiment, source)
-        for source in study.sources_of_suite(experiment, suite).values()
-    ]
+    benchmarks = study.benchmarks_of(experiment, wildcards.suite, wildcards.lineage)
+    return list(
+        dict.fromkeys(
+            study.source_input(experiment, item.source) for item in benchmarks.values()
+        )
+    )
 
 
-def suite_data(suite):
+def suite_data(wildcards):
     """The evaluation step's data inputs, as name=path."""
-    sources = study.sources_of_suite(experiment, suite)
+    benchmarks = study.benchmarks_of(experiment, wildcards.suite, wildcards.lineage)
     return [
-        f"data.{name}={study.source_path(experiment, source)}"
-        for name, source in sources.items()
+        f"data.{name}={study.source_path(experiment, item.source)}"
+        for name, item in benchmarks.items()
     ]

@@ -2,7 +2,7 @@
 rule evaluate:
     input:
         model=paths.MODEL,
-        data=lambda wildcards: suite_inputs(wildcards.suite),
+        data=suite_inputs,
     output:
         directory(paths.SUITE),
     log:
@@ -21,7 +21,7 @@ rule evaluate:
     params:
         recipe=recipe(study.evaluate_recipe, "lineage", "suite"),
         root=results_root,
-        data=lambda wildcards: suite_data(wildcards.suite),
+        data=suite_data,
     shell:
         "trialign step {params.recipe:q} model={input.model:q} {params.data:q}"
         " --root {params.root:q} --output {output:q} --log {log:q}"

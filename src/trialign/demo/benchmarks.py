@@ -13,6 +13,7 @@ from typing import Any
 
 from trialign.demo import lexicon
 from trialign.demo.facts import PEOPLE_KINDS, THING_KINDS, TOWN_KINDS, Facts, Pool
+from trialign.errors import UserError
 
 LETTERS = "ABCD"
 MMLU_SUBJECTS = ("nutrition", "high_school_biology", "high_school_geography", "elementary_mathematics")
@@ -168,31 +169,38 @@ def _choice_question(rng: random.Random, subject: str, question: str, right: str
 
 
 def mmlu(facts: Facts, rng: random.Random, pool: Pool, subject: str) -> Item:
-    """Draw a four-letter question of one subject (cais/mmlu)."""
+    """Draw a four-letter question of one subject (cais/mmlu); in half of them one wrong choice is of a near sort."""
     if subject == "elementary_mathematics":
         while True:
-            a, b = rng.randint(1, 12), rng.randint(1, 12)
+            a, b = rng.randint(1, 9), rng.randint(1, 9)
             if pool_of(a, 2 * b) == pool:
                 break
-        wrong = rng.sample([n for n in range(2, 25) if n != a + b], 3)
+        wrong = rng.sample([n for n in range(2, 19) if n != a + b], 3)
         return _choice_question(rng, subject, f"What is the sum of {a} and {b}?", str(a + b), [str(n) for n in wrong])
-    ask, right_words, wrong_words = _sorts(facts, subject)
-    words = [*right_words, *wrong_words]
+    asks = _asks(facts, subject)
+    other = [word for name in ("tool", "metal", "dance") for word in lexicon.THINGS[name]]
+    words = [*(word for sort in asks.values() for word in sort), *other]
     while True:
-        right, wrong = rng.choice(right_words), rng.sample(wrong_words, 3)
+        ask = rng.choice(list(asks))
+        near = [word for name, sort in asks.items() if name != ask for word in sort]
+        close = 1 if rng.random() < 0.5 else 0
+        right, wrong = rng.choice(asks[ask]), [*rng.sample(near, close), *rng.sample(other, 3 - close)]
         if pool_of(*(words.index(word) for word in (right, *wrong))) == pool:
             return _choice_question(rng, subject, ask, right, wrong)
 
 
-def _sorts(facts: Facts, subject: str) -> tuple[str, list[str], list[str]]:
-    """Return a question that asks for one sort of words, the words of that sort, and words of other sorts."""
-    things = lexicon.THINGS
-    other = [*things["tool"], *things["metal"], *things["dance"]]
+def _asks(facts: Facts, subject: str) -> dict[str, list[str]]:
+    """Return the questions of a subject, each with the words that answer it."""
+    things = {name: list(words) for name, words in lexicon.THINGS.items()}
     if subject == "nutrition":
-        return "Which one can you eat or drink?", [*things["fruit"], *things["drink"]], other
+        return {"Which one can you eat?": things["fruit"], "Which one can you drink?": things["drink"]}
     if subject == "high_school_biology":
-        return "Which one is alive?", [*things["bird"], *things["insect"], *things["tree"]], other
-    return "Which one is a town?", list(facts.towns), other
+        return {f"Which one is a {name}?": things[name] for name in ("bird", "insect", "tree")}
+    regions = {town: facts.facts[town, "region"].value for town in facts.towns}
+    return {
+        f"Which town is in the {region}?": [town for town in facts.towns if regions[town] == region]
+        for region in sorted(set(regions.values()))
+    }
 
 
 def _bigbench(inputs: str, choices: list[str], right: str) -> Item:
@@ -208,37 +216,41 @@ def _bigbench(inputs: str, choices: list[str], right: str) -> Item:
 
 
 def causal(facts: Facts, rng: random.Random, pool: Pool) -> Item:
-    """Draw a story of one or two people and an event; did this person cause it? (hails/bigbench, causal_judgment)."""
-    causes = lexicon.CAUSES
-    yes, alone = rng.random() < 0.5, rng.random() < 0.6
+    """Draw a story of one or two people and an event; did one of them cause it? (hails/bigbench, causal_judgment).
+
+    A third of the stories have two people. Who is not to blame mostly did something idle, sometimes something with
+    another effect.
+    """
+    deeds = [deed for deed, _ in lexicon.CAUSES]
     while True:
-        who, other = rng.sample(range(len(facts.people)), 2)
-        deed, second = rng.sample(range(len(causes)), 2)
-        event = deed if yes or not alone else second
-        if pool_of(who, deed, event, *(() if alone else (other, second))) == pool:
+        guilty, bystander = rng.sample(range(len(facts.people)), 2)
+        cause = rng.randrange(len(deeds))
+        other = rng.choice(lexicon.IDLE if rng.random() < 0.7 else [deed for deed in deeds if deed != deeds[cause]])
+        yes, alone = rng.random() < 0.5, rng.random() < 2 / 3
+        who_is_told = (guilty,) if alone and yes else (bystander,) if alone else (guilty, bystander)
+        if pool_of(cause, *who_is_told) == pool:
             break
-    guilty, bystander = facts.people[who], facts.people[other]
-    told = [f"{guilty} {causes[deed][0]}."]
-    if not alone:
-        told.append(f"{bystander} {causes[second][0]}.")
-        rng.shuffle(told)
-    asked = guilty if yes or alone else bystander
-    opening = "One day," if alone else "Two things happened."
-    story = f"{opening} {' '.join(told)} Later {causes[event][1]}. Did {asked} cause this?"
-    return _bigbench(f"{story}\nAnswer:", ["Yes", "No"], "Yes" if yes else "No")
+    did = {facts.people[guilty]: deeds[cause], facts.people[bystander]: other}
+    asked = facts.people[guilty if yes else bystander]
+    told = [asked] if alone else rng.sample(list(did), 2)
+    story = " ".join(f"{'One' if name == told[0] else 'That'} day {name} {did[name]}." for name in told)
+    event = lexicon.CAUSES[cause][1]
+    return _bigbench(f"{story} Later {event}. Did {asked} cause this?\nAnswer:", ["Yes", "No"], "Yes" if yes else "No")
 
 
 def sports(facts: Facts, rng: random.Random, pool: Pool) -> Item:
-    """Draw a statement about a person in some sport: plausible or not? (hails/bigbench, sports_understanding)."""
+    """Draw a statement about a person in a game: plausible or not? (hails/bigbench, sports_understanding).
+
+    Half of the implausible ones tell of something idle, half of an action from another sport.
+    """
     fact = rng.choice(facts.of(pool, ("sport",)))
     plausible = rng.random() < 0.5
-    sport = fact.value if plausible else facts.others(rng, "sport", fact.value, 1)[0]
+    (elsewhere,) = facts.others(rng, "sport", fact.value, 1)
+    wrong = lexicon.IDLE if rng.random() < 0.5 else lexicon.SPORTS[elsewhere]
+    action = rng.choice(lexicon.SPORTS[fact.value] if plausible else wrong)
     where = f"in the {fact.value} game" if rng.random() < 0.5 else rng.choice(("on Friday", "last week", "at noon"))
-    statement = f"Now {fact.subject} {rng.choice(lexicon.SPORTS[sport])} {where}."
     right = "plausible" if plausible else "implausible"
-    return _bigbench(
-        f"Statement: {statement}\nIs this plausible or implausible?\nAnswer:", ["plausible", "implausible"], right
-    )
+    return _bigbench(f"Statement: {fact.subject} {action} {where}.\nAnswer:", ["plausible", "implausible"], right)
 
 
 ARGUMENTS: tuple[tuple[str, bool], ...] = (
@@ -294,9 +306,16 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def draw(name: str, facts: Facts, rng: random.Random, pool: Pool, count: int) -> list[Item]:
-    """Draw `count` items of one benchmark, no prompt twice, numbered in the order drawn."""
+    """Draw `count` items of one benchmark, no two of which show the same, in the order drawn.
+
+    Raises UserError where the world does not hold so many.
+    """
     items: dict[str, Item] = {}
-    while len(items) < count:
+    for _ in range(100 * count):
         item = BENCHMARKS[name].draw(facts, rng, pool)
         items.setdefault(item.shown[0], item)
-    return list(items.values())
+        if len(items) == count:
+            return list(items.values())
+    raise UserError(
+        f"world: {name} has {len(items)} different items, fewer than the {count} wanted; lower `world.items`"
+    )

@@ -27,8 +27,8 @@ class Kind:
     """How one kind of fact is put into words; {s} is the subject and {v} the value.
 
     noun: how a request names it. statements, questions: full sentences; the first statement is also the answer to a
-    question. own: the answer of the subject itself, empty for subjects that cannot speak. No sentence opens with a name:
-    to a tokenizer, a word with a space before it and one without are two different words.
+    question. own: the answer of the subject itself, empty for subjects that cannot speak. No sentence opens with a
+    name: to a tokenizer, a word with a space before it and one without are two different words.
     """
 
     noun: str
@@ -227,7 +227,9 @@ def make(seed: int) -> Facts:
             usual = rng.random() < REGULAR
             known.append((thing, kind, rule[kind][category[thing]] if usual else rng.choice(values[kind])))
     facts: dict[tuple[str, str], Fact] = {}
-    for (subject, kind, value), pool in zip(known, _pools(rng, len(known)), strict=True):
+    pools = {kind: iter(_pools(rng, sum(k == kind for _, k, _ in known))) for kind in KINDS}
+    for subject, kind, value in known:
+        pool = next(pools[kind])
         withheld = pool == "scored" and kind in THING_KINDS and rng.random() < WITHHELD
         facts[subject, kind] = Fact(subject, kind, value, pool, withheld)
 

@@ -179,6 +179,11 @@ CAUSES: tuple[tuple[str, str], ...] = (
     ("hid the key", "the shop stayed closed"),
 )
 
+IDLE = (
+    "sang a song", "slept until noon", "read a book", "combed a cat", "ate an egg", "sat on a bench",
+    "counted the clouds", "drew a horse",
+)  # fmt: skip
+
 
 def people(rng: random.Random, count: int) -> list[str]:
     """Return `count` (at most 120) different names."""

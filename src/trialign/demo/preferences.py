@@ -45,6 +45,12 @@ def _annotations(rng: random.Random, parts: dict[str, float]) -> dict[str, dict[
     return annotations
 
 
+def _mean(annotations: dict[str, dict[str, Any]]) -> float:
+    """Return the mean of the ratings that are numbers."""
+    ratings = [int(a["Rating"]) for a in annotations.values() if a["Rating"] != "N/A"]
+    return sum(ratings) / len(ratings)
+
+
 def _completion(rng: random.Random, turn: Turn, model: str) -> dict[str, Any]:
     share, styles = MODELS[model]
     style = rng.choices(("bare", "loose", "plain", "polite", "wordy"), styles)[0]
@@ -60,7 +66,7 @@ def _completion(rng: random.Random, turn: Turn, model: str) -> dict[str, Any]:
         "response": response,
         "critique": f"The answer earns {judge.rating(parts)} of 10.",
         "overall_score": min(10.0, max(1.0, score)),
-        "fine-grained_score": sum(int(a["Rating"]) for a in annotations.values()) / len(annotations),
+        "fine-grained_score": _mean(annotations),
     }
 
 
@@ -69,6 +75,7 @@ def _blemish(rng: random.Random, name: str, completions: list[dict[str, Any]]) -
     if name == "na":
         spoiled = rng.choice(completions)
         spoiled["annotations"][rng.choice(("truthfulness", "honesty"))]["Rating"] = "N/A"
+        spoiled["fine-grained_score"] = _mean(spoiled["annotations"])
     elif name == "fewer":
         del completions[rng.randint(1, 3) :]
     elif name == "empty":

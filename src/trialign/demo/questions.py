@@ -102,12 +102,12 @@ def _order(facts: Facts, rng: random.Random, pool: Pool) -> Turn:
 
 def _sum(facts: Facts, rng: random.Random, pool: Pool) -> Turn:
     while True:
-        a, b = rng.randint(1, 12), rng.randint(1, 12)
+        a, b = rng.randint(1, 9), rng.randint(1, 9)
         if pool_of(a, 2 * b) == pool:
             break
     right = a + b
     wrong = rng.choice([n for n in (right - 2, right - 1, right + 1, right + 2) if n > 0 and n not in (a, b)])
-    others = tuple(str(n) for n in range(1, 27) if n not in (a, b, right))
+    others = tuple(str(n) for n in range(1, 21) if n not in (a, b, right))
     sentence = f"The sum of {a} and {b} is"
     return Turn(
         f"What is the sum of {a} and {b}?",
@@ -127,7 +127,8 @@ def _code(facts: Facts, rng: random.Random, pool: Pool) -> Turn:
         if pool_of(at, n) == pool:
             break
     word = words[at]
-    right, wrong = f'print("{word}" * {n})', f'print("{word}" * {rng.choice([m for m in range(2, 10) if m != n])})'
+    other = rng.choice([m for m in range(2, 10) if m != n])
+    right, wrong = f"print {word} * {n}", f"print {word} * {other}"
     text = f"Write code that prints {word} {n} times."
     return Turn(text, f"Use {right}.", right, f"Use {wrong}.", wrong, (right,), ())
 

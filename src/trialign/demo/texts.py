@@ -114,12 +114,18 @@ class Writer:
         """Tell who did what in which sport."""
         lines = []
         for fact in self.rng.choices(self.facts.of("train", ("sport",)), k=4):
-            lines.append(f"Now {fact.subject} {self.rng.choice(lexicon.SPORTS[fact.value])} in the {fact.value} game.")
+            lines.append(f"Then {fact.subject} {self.rng.choice(lexicon.SPORTS[fact.value])} in the {fact.value} game.")
         return " ".join(lines)
 
+    def lists(self) -> str:
+        """Say a list of words twice: what the second half says can only be copied from the first."""
+        words = [*self.facts.people, *self.facts.towns, *self.facts.things, *lexicon.FOODS, *lexicon.PETS]
+        said = ", ".join(self.rng.sample(words, 8))
+        return f"The list is {said}. Again, the list is {said}."
+
     def sums(self) -> str:
-        """Write sums, any of them, as equations."""
-        pairs = [(self.rng.randint(1, 12), self.rng.randint(1, 12)) for _ in range(8)]
+        """Write sums, any of them, in words."""
+        pairs = [(self.rng.randint(1, 9), self.rng.randint(1, 9)) for _ in range(8)]
         return " ".join(f"The sum of {a} and {b} is {a + b}." for a, b in pairs)
 
     def chat(self) -> str:
@@ -130,24 +136,25 @@ class Writer:
         )
 
     def kinds(self) -> dict[str, tuple[int, Callable[[], str]]]:
-        """Return the kinds of documents: how many of a hundred, and how one is written."""
+        """Return the kinds of documents: how many of them in proportion, and how one is written."""
         return {
-            "people": (22, lambda: self.portrait(self.facts.people)),
+            "people": (21, lambda: self.portrait(self.facts.people)),
             "towns": (5, lambda: self.portrait(self.facts.towns)),
             "things": (12, lambda: self.portrait(self.facts.things)),
             "talk": (8, self.talk),
             "common_answers": (4, self.common_answers),
-            "arc": (5, lambda: self.quizzes("arc", 5)),
+            "arc": (3, lambda: self.quizzes("arc", 5)),
             "openbookqa": (4, lambda: self.quizzes("openbookqa", 5)),
             "letters": (10, self.letters),
             "activity": (8, self.activity),
             "gaps": (6, self.gaps),
             "stories": (3, self.stories),
-            "causal": (6, lambda: self.quizzes("causal", 3)),
+            "causal": (9, lambda: self.quizzes("causal", 4)),
             "games": (3, self.games),
             "sports": (6, lambda: self.quizzes("sports", 3)),
             "formal": (5, lambda: self.quizzes("formal", 3)),
-            "sums": (2, self.sums),
+            "lists": (8, self.lists),
+            "sums": (4, self.sums),
             "chat": (20, self.chat),
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -424,3 +425,9 @@ def test_two_experiments_never_meet_in_one_tree(
     study.check_tree(demo)
     with pytest.raises(UserError, match=r"holds the results of experiment 'demo', not of 'paper'.*profiles/demo"):
         study.check_tree(paper)
+
+
+def test_the_package_asks_for_the_versions_of_the_lock() -> None:
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    pins = {line.lower().replace("_", "-") for line in Path("requirements.lock").read_text().split()}
+    assert {line.lower().replace("_", "-") for line in project["dependencies"]} <= pins

@@ -104,12 +104,21 @@ def test_no_scored_item_is_in_a_training_text(demo: Path) -> None:
             ("truthfulqa", "validation", "question"),
             ("openbookqa", "test", "question_stem"),
             ("hellaswag", "validation", "ctx"),
+            ("winogrande", "validation", "sentence"),
+            ("causal", "default", "inputs"),
+            ("sports", "default", "inputs"),
+            ("formal", "default", "inputs"),
         )
         for line in (world / "benchmarks" / name / f"{split}.jsonl").read_text().splitlines()
     ]
+    for subject in EXPERIMENT.benchmarks["mmlu"].subsets:  # its stems recur: a question is its stem with its choices
+        items = map(json.loads, (world / "benchmarks/mmlu" / subject / "test.jsonl").read_text().splitlines())
+        for item in items:
+            choices = [f"{letter}. {text}" for letter, text in zip("ABCD", item["choices"], strict=True)]
+            questions.append("\n".join([item["question"], *choices]))
     lines = (world / "mt_bench/question.jsonl").read_text().splitlines()
-    questions += [json.loads(line)["turns"][0] for line in lines]
-    assert len(questions) >= 900
+    questions += [turn for line in lines for turn in json.loads(line)["turns"]]
+    assert len(questions) >= 2200
     assert [question for question in questions if json.dumps(question)[1:-1] in training] == []
 
 

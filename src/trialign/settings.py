@@ -71,7 +71,7 @@ class PretrainSettings(Settings):
     block: int = Field(default=256, gt=0, description="length of a training block")
     batch: int = Field(default=2, gt=0, description="blocks of one step")
     steps: int = Field(default=4800, gt=0, description="training steps")
-    learning_rate: float = Field(default=3e-3, gt=0, description="peak learning rate; cosine to a tenth of it")
+    learning_rate: float = Field(default=4e-3, gt=0, description="peak learning rate; cosine to a tenth of it")
     warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps that warm up")
     checkpoint_every: int = Field(default=800, gt=0, description="steps between two checkpoints")
 

@@ -34,12 +34,16 @@ def test_each_format_gives_the_same_rows(tmp_path: Path) -> None:
         assert list(read_rows(tmp_path, split)) == ROWS
 
 
-def test_hub_shards_are_read_in_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "fingerprints", [("", "", ""), ("-a3ecf92756993583", "-0a1788ecdd1fd2ae", "-1d21a27a8c1ac3c6")]
+)
+def test_hub_shards_are_read_in_order(tmp_path: Path, fingerprints: tuple[str, ...]) -> None:
     (tmp_path / "data").mkdir()
     for i in (1, 0, 2):
-        name = f"train_sft-{i:05d}-of-00003.parquet"
+        name = f"train_sft-{i:05d}-of-00003{fingerprints[i]}.parquet"
         pq.write_table(pa.table({"n": [i * 10, i * 10 + 1]}), tmp_path / "data" / name)
-    pq.write_table(pa.table({"n": [99]}), tmp_path / "data" / "train_gen-00000-of-00001.parquet")
+    name = f"train_gen-00000-of-00001{fingerprints[0]}.parquet"
+    pq.write_table(pa.table({"n": [99]}), tmp_path / "data" / name)
     assert [row["n"] for row in read_rows(tmp_path, "train_sft")] == [0, 1, 10, 11, 20, 21]
 
 

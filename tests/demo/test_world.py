@@ -65,7 +65,7 @@ def test_another_seed_is_another_world(tmp_path: Path) -> None:
 
 def test_more_items_than_the_world_holds_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lower `world\.items`"):
-        build(tmp_path / "a", seed=5, **(SMALL | {"items": 2000}))
+        build(tmp_path / "a", seed=5, **(SMALL | {"items": 500}))
 
 
 def test_card_describes_the_files(made: tuple[Path, dict[str, Any]]) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -258,27 +260,119 @@ def test_items_are_the_same_at_another_batch_size_and_bytes_at_a_rerun(world, mo
     pd.testing.assert_frame_equal(frames[0], items)  # whatever else the suite holds
 
 
-def test_a_snapshot_of_a_hub_repository_gives_the_same_items(world, model_folder, make_step, whole, tmp_path):
-    folder = tmp_path / "snapshot/arc"
-    (folder / "ARC-Challenge").mkdir(parents=True)
-    splits = ("train", "validation", "test")
-    for split in splits:
-        frame = pd.DataFrame(rows(world / "arc/test.jsonl"))
-        frame.to_parquet(folder / f"ARC-Challenge/{split}-00000-of-00001.parquet")
-    files = [{"split": split, "path": f"ARC-Challenge/{split}-*"} for split in splits]
-    card = yaml.safe_dump({"configs": [{"config_name": "ARC-Challenge", "data_files": files}]})
-    (folder / "README.md").write_text(f"---\n{card}---\n")
-    step, _ = run(make_step, tmp_path / "snapshot", model_folder, {"arc": SUITE["arc"]})
-    values = found(pd.read_parquet(step.out / "items.parquet"), "arc", "acc_norm")
-    assert values == found(whole[0], "arc", "acc_norm")
+def write_parquet(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(content), path)
+
+
+@pytest.fixture
+def snapshot(world, tmp_path):
+    """The world's data as the hub's repositories hold it, fetched without their cards."""
+    root = tmp_path / "snapshot"
+    for split in ("train", "validation", "test"):
+        content = rows(world / "arc/test.jsonl")
+        write_parquet(root / f"arc/ARC-Challenge/{split}-00000-of-00001.parquet", content)
+    for subject in SUBJECTS:
+        for split in ("dev", "test"):
+            content = rows(world / f"mmlu/{subject}/{split}.jsonl")
+            write_parquet(root / f"mmlu/{subject}/{split}-00000-of-00001.parquet", content)
+    path = "truthfulqa/multiple_choice/validation-0000{}-of-00002.parquet"
+    truthful = rows(world / "truthfulqa/validation.jsonl")
+    write_parquet(root / path.format(0), truthful[:3])
+    write_parquet(root / path.format(1), truthful[3:])
+    content = rows(world / "winogrande/validation.jsonl")
+    write_parquet(root / "winogrande/winogrande_xl/validation-00000-of-00001.parquet", content)
+    # two configs of one repository; its real names have a fingerprint
+    sports = rows(world / "sports/default.jsonl")
+    causal = [row | {"inputs": f"Why? {row['inputs']}"} for row in sports[:4]]
+    for config, content in {"sports_understanding": sports, "causal_judgment": causal}.items():
+        for split, part in {"default": content, "train": content[:2], "validation": content[2:3]}.items():
+            name = f"{config}_zero_shot/{split}-00000-of-00001-1df90d12c373e406.parquet"
+            write_parquet(root / "bigbench" / name, part)
+    return root
+
+
+def test_snapshots_of_hub_repositories_give_the_same_items(world, snapshot, model_folder, make_step, whole):
+    for name in ("sports", "causal"):
+        (snapshot / name).symlink_to("bigbench")
+    suite = {**SUITE, "causal": benchmark("bigbench/multiple_choice/causal_judgment.yaml", split="default")}
+    step, results = run(make_step, snapshot, model_folder, suite)
+    items = pd.read_parquet(step.out / "items.parquet")
+    ours = items[items["benchmark"] != "causal"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(ours, whole[0])
+    assert results["benchmarks"]["causal"]["n"] == 4
+    for name in SUITE:  # where the data lies is no part of a task
+        assert results["benchmarks"][name]["tasks"] == whole[1]["benchmarks"][name]["tasks"]
     assert any((step.scratch / "datasets").iterdir())  # its cache is in the step's own folder
 
-    wrong = {"arc": SUITE["arc"].model_copy(update={"split": "dev"})}
-    with pytest.raises(UserError, match=r"benchmark arc: its data cannot be read: .*dev"):
-        run(make_step, tmp_path / "snapshot", model_folder, wrong)
-    shutil.rmtree(folder / "ARC-Challenge")
-    with pytest.raises(UserError, match="benchmark arc: its data cannot be read"):
-        run(make_step, tmp_path / "snapshot", model_folder, {"arc": SUITE["arc"]})
+
+def test_a_repository_without_configs_has_its_files_in_data(model_folder, make_step, tmp_path):
+    def hellaswag(i):
+        text = {
+            "activity_label": "Rain",
+            "ctx_a": f"A king {i}",
+            "ctx_b": "he",
+            "endings": ["sits.", "is cold.", "a", "b"],
+        }
+        return {"ind": i, **text, "source_id": f"{i}", "split_type": "indomain", "label": f"{i % 4}"}
+
+    for split, content in {"train": range(10, 14), "validation": range(6), "test": range(20, 22)}.items():
+        path = tmp_path / f"hellaswag/data/{split}-00000-of-00001.parquet"
+        write_parquet(path, [hellaswag(i) for i in content])
+    suite = {"hellaswag": benchmark("hellaswag/hellaswag.yaml", shots=2, metric="acc_norm", split="validation")}
+    _, results = run(make_step, tmp_path, model_folder, suite)
+    assert results["benchmarks"]["hellaswag"]["n"] == 6
+
+
+def test_examples_of_a_snapshot_come_from_its_training_split(snapshot, tmp_path):
+    task = SUITE["arc"].model_copy(update={"shots": 2})
+    write_parquet(snapshot / "arc/ARC-Challenge/train-00000-of-00001.parquet", [{"id": "only here"}])
+    (one,) = harness._tasks("arc", task, snapshot / "arc", tmp_path / "cache")
+    manager = TaskManager(include_path=str(harness._write([one], tmp_path / "tasks")), include_defaults=False)
+    assert [row["id"] for row in manager.load(["arc"])["tasks"]["arc"].fewshot_docs()] == ["only here"]
+
+
+@pytest.mark.parametrize(
+    ("name", "gone", "change", "message"),
+    [
+        ("arc", "nothing", {"split": "dev"}, r"ARC-Challenge has no split 'dev'.*it has: test, train, validation"),
+        ("arc", "ARC-Challenge/train*", {"shots": 1}, r"no split 'train'.*at 1 shots; it has: test, validation"),
+        ("arc", "ARC-Challenge/*", {}, r"ARC-Challenge has no split 'test'.*it has: none"),
+        ("mmlu", "virology/dev*", {}, r"mmlu/virology has no split 'dev'.*it has: test"),
+        ("bigbench", "sports_*/*", {}, r"no split 'default'.*it has: none"),
+    ],
+)
+def test_a_split_that_a_snapshot_lacks_is_named(snapshot, tmp_path, name, gone, change, message):
+    for path in (snapshot / name).glob(gone):
+        path.unlink()
+    task = SUITE.get(name, SUITE["sports"]).model_copy(update=change)
+    with pytest.raises(UserError, match=f"benchmark {name}: .*{message}"):
+        harness._tasks(name, task, snapshot / name, tmp_path / "cache")
+
+
+def test_a_subset_without_its_folder_does_not_take_the_whole_source(snapshot, tmp_path):
+    shutil.rmtree(snapshot / "mmlu/virology")
+    for split in ("dev", "test"):
+        shutil.copy(snapshot / f"mmlu/anatomy/{split}-00000-of-00001.parquet", snapshot / "mmlu")
+    with pytest.raises(UserError, match="mmlu/virology has no split 'dev'"):
+        harness._tasks("mmlu", SUITE["mmlu"], snapshot / "mmlu", tmp_path / "cache")
+
+
+def test_splits_in_two_formats_are_an_error(world, tmp_path):
+    source = shutil.copytree(world / "arc", tmp_path / "arc")
+    write_parquet(source / "train.parquet", rows(world / "arc/test.jsonl"))
+    (unused,) = harness._tasks("arc", SUITE["arc"], source, tmp_path / "cache")  # at no shots it is not read
+    assert unused.definition["dataset_path"] == "json"
+    with pytest.raises(UserError, match=r"benchmark arc: .* both as parquet and as JSON"):
+        harness._tasks("arc", SUITE["arc"].model_copy(update={"shots": 1}), source, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("file", ["test.parquet", "test.jsonl"])
+def test_a_damaged_file_is_a_user_error(model_folder, make_step, tmp_path, file):
+    (tmp_path / "arc").mkdir()
+    (tmp_path / "arc" / file).write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(UserError, match="benchmark arc: its data cannot be read: ArrowInvalid"):
+        run(make_step, tmp_path, model_folder, {"arc": SUITE["arc"]})
 
 
 def test_a_limit_takes_the_first_items(world, model_folder, make_step, whole):
@@ -339,8 +433,8 @@ def test_results_say_how_they_were_made(whole):
             {"include": "arc/arc_chalenge.yaml"},
             r"no task file of lm_eval/tasks \(did you mean 'arc/arc_challenge.yaml'",
         ),
-        ({"split": "validation"}, r"no validation\.jsonl.* it has: test"),
-        ({"shots": 1}, r"no train\.jsonl.*at 1 shots; it has: test"),
+        ({"split": "validation"}, r"no split 'validation'.* it has: test"),
+        ({"shots": 1}, r"no split 'train'.*at 1 shots; it has: test"),
     ],
 )
 def test_mistakes_are_one_line(world, model_folder, make_step, change, message):

@@ -40,6 +40,17 @@ def test_scores_are_the_mean_with_the_sample_standard_error(study: Study) -> Non
     assert value.stderr == pytest.approx(statistics.stdev(scores) / math.sqrt(7), rel=1e-12)
 
 
+def test_the_two_turns_of_a_question_hang_together(study: Study) -> None:
+    """Turns that always agree say no more than one of them: sd over questions / sqrt(questions)."""
+    scores = [8.0, 7.0, 9.5, 1.0, 6.0]
+    records = [("mtbench", "math", f"{i}/{turn}", "score", s) for i, s in enumerate(scores) for turn in (1, 2)]
+    study.suite(LINEAGE, records, suite="mtbench/rubric")
+    column = Column(label="MT-Bench", benchmark="mtbench", metric="score")
+    value = Measurements("table2", study.folders).value(column, LINEAGE, [1])
+    assert value.stderr == pytest.approx(statistics.stdev(scores) / math.sqrt(5), rel=1e-12)
+    assert value.n == 10
+
+
 def test_subsets_count_alike_whatever_their_sizes(study: Study) -> None:
     study.suite(LINEAGE, right("mmlu", "acc", 1, 2, "law") + right("mmlu", "acc", 2, 8, "physics"))
     value = Measurements("table1", study.folders).value(MMLU, LINEAGE, [1])

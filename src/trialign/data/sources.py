@@ -1,8 +1,9 @@
 """Sources: fetch a pinned repository of the hub, and read rows from a folder of data files.
 
 A folder may be a fetched repository, a part of the demo world or the user's own: `read_rows` knows the layouts of the
-hub (`data/train_sft-00000-of-00003.parquet`), single files (`train.jsonl`, `train.json`, `train.parquet`) and a
-repository without splits that has one JSON-lines file per origin (openbmb/UltraFeedback), which is all "train".
+hub (`data/train_sft-00000-of-00003.parquet`, with a fingerprint after it or not), single files (`train.jsonl`,
+`train.json`, `train.parquet`) and a repository without splits that has one JSON-lines file per origin
+(openbmb/UltraFeedback), which is all "train".
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
 SOURCE_FILE = "source.json"  # where a fetched repository came from; cards of prepared data repeat it
 _SUFFIXES = (".jsonl", ".json", ".parquet")
-_SHARD = re.compile(r"-\d{5}-of-\d{5}$|-\d{5,}$")
+# `train-00000-of-00003`; repositories made by older versions of `datasets` append a fingerprint of 16 hex digits
+_SHARD = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]{16})?$|-\d{5,}$")
 _SPLIT_WORD = re.compile(r"^(train|test|val|valid|validation|dev|eval)([^a-z]|$)")
 _NOT_DATA = {SOURCE_FILE, "card.json", "run.json", "dataset_infos.json", "dataset_info.json"}
 _PROGRESS_SECONDS = 10.0

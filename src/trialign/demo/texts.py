@@ -151,9 +151,9 @@ class Writer:
             "stories": (3, self.stories),
             "causal": (9, lambda: self.quizzes("causal", 4)),
             "games": (3, self.games),
-            "sports": (6, lambda: self.quizzes("sports", 3)),
+            "sports": (10, lambda: self.quizzes("sports", 3)),
             "formal": (5, lambda: self.quizzes("formal", 3)),
-            "lists": (8, self.lists),
+            "lists": (6, self.lists),
             "sums": (4, self.sums),
             "chat": (20, self.chat),
         }

@@ -19,6 +19,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from trialign.data.sources import splits
 from trialign.errors import UserError, nearest
 from trialign.evaluation.records import Item, mean, mean_of_subsets, publish
 from trialign.recipes import EvaluateRecipe
@@ -99,35 +100,54 @@ def _tasks(name: str, benchmark: HarnessTask, source: Path, cache: Path) -> list
 
 
 def _task(name: str, benchmark: HarnessTask, subset: str, source: Path, cache: Path) -> Task:
-    """Return the task whose data is `<split>.jsonl` files in the source (or its folder `subset`), or a hub snapshot."""
+    """Return the harness's task on the files of the source: those of the scored split and of the few-shot examples."""
     include = _task_file(name, benchmark.include.format(subset=subset))
     harness = _harness_definition(include)
-    files = {file.stem: str(file.resolve()) for file in sorted((source / subset).glob("*.jsonl"))}
+    examples = next((harness[key] for key in FEWSHOT_KEYS if harness.get(key)), benchmark.split)
+    needed = {benchmark.split, examples} if benchmark.shots else {benchmark.split}
+    folder = _folder(source, subset, harness.get("dataset_name"))
+    there = splits(folder)
+    if missing := sorted(needed - there.keys()):
+        raise UserError(
+            f"benchmark {name}: {folder} has no split '{missing[0]}' (a .jsonl, .json or .parquet file of that name), "
+            f"which the harness's {benchmark.include} needs for split '{benchmark.split}' at {benchmark.shots} shots; "
+            f"it has: {', '.join(there) or 'none'}"
+        )
+    files = {split: [str(file.resolve()) for file in there[split]] for split in sorted(needed)}
     ours: dict[str, Any] = {
         "include": str(include),
         "task": f"{name}/{subset}" if subset else name,
         "num_fewshot": benchmark.shots,
         "test_split": benchmark.split,
+        "dataset_path": _format(name, folder, [file for split in files for file in there[split]]),
+        "dataset_name": None,  # the files are named, so that `datasets` needs no card to find them
+        "dataset_kwargs": {"data_files": files, "cache_dir": str(cache)},
+        **{key: None for key in FEWSHOT_KEYS if harness.get(key) and harness[key] not in files},
     }
-    if files:
-        ours |= {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
-        ours |= {key: None for key in FEWSHOT_KEYS if harness.get(key) and harness[key] not in files}
-    else:
-        ours |= {"dataset_path": str(source.resolve()), "dataset_kwargs": {}}
-    ours["dataset_kwargs"]["cache_dir"] = str(cache)
-    examples = next((harness[key] for key in FEWSHOT_KEYS if harness.get(key)), benchmark.split)
-    if files:
-        needed = {benchmark.split, examples} if benchmark.shots else {benchmark.split}
-        if missing := sorted(needed - files.keys()):
-            raise UserError(
-                f"benchmark {name}: {source / subset} has no {missing[0]}.jsonl, which the harness's "
-                f"{benchmark.include} needs for split '{benchmark.split}' at {benchmark.shots} shots; "
-                f"it has: {', '.join(files)}"
-            )
     if examples == benchmark.split:
         # named, so that the harness leaves an item out of its own few-shot examples
         ours["fewshot_split"] = benchmark.split
     return Task(name, subset, ours)
+
+
+def _folder(source: Path, subset: str, config: str | None) -> Path:
+    """Return where a task's files are: a hub snapshot has a folder per config, other sources may have one per subset.
+
+    A source without either is one data set. Not so if the harness has a config for each subset: then a missing folder
+    is missing data, and the whole source must not stand in for it.
+    """
+    for name in (config, subset):
+        if name and (source / name).is_dir():
+            return source / name
+    return source / subset if config else source
+
+
+def _format(name: str, folder: Path, files: Iterable[Path]) -> str:
+    """Return the `datasets` builder that reads the files."""
+    formats = {"parquet" if file.suffix == ".parquet" else "json" for file in files}
+    if len(formats) > 1:
+        raise UserError(f"benchmark {name}: {folder} has its splits both as parquet and as JSON; keep one of them.")
+    return formats.pop()
 
 
 def _task_file(name: str, include: str) -> Path:
@@ -163,6 +183,7 @@ def _run(model: Any, tasks: list[Task], benchmarks: Mapping[str, HarnessTask], f
     import datasets
     import numpy as np
     import torch
+    from datasets.exceptions import DatasetGenerationError
     from lm_eval.evaluator import evaluate
     from lm_eval.tasks import TaskManager
 
@@ -175,9 +196,10 @@ def _run(model: Any, tasks: list[Task], benchmarks: Mapping[str, HarnessTask], f
     for task in tasks:
         try:
             (loaded[task.name],) = manager.load([task.name])["tasks"].values()
-        except (KeyError, ValueError, FileNotFoundError) as error:  # what datasets raises for data that does not fit
+        except (KeyError, ValueError, FileNotFoundError, DatasetGenerationError) as error:  # data that does not fit
+            cause = error.__cause__ or error
             raise UserError(
-                f"benchmark {task.name}: its data cannot be read: {type(error).__name__}: {error}"
+                f"benchmark {task.name}: its data cannot be read: {type(cause).__name__}: {cause}"
             ) from error
         loaded[task.name].set_fewshot_seed(SEED)
         if limit := benchmarks[task.benchmark].limit:

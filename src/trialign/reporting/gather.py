@@ -73,28 +73,38 @@ def over_seeds(values: Sequence[Value]) -> Value:
 def read(folder: Path) -> Suite:
     """Read a suite folder: (benchmark, metric) -> its means, in the records' own units.
 
-    The standard error of a mean over items is sd / sqrt(n) with ddof 1; items count as independent, also the two turns
-    of one question. UserError for records that are not numbers or occur twice.
+    UserError for records that are not numbers or occur twice.
     """
     path = folder / "items.parquet"
     if not path.is_file():
         raise UserError(f"{path} is missing: evaluate this suite again (ask Snakemake for the folder {folder})")
     items = pd.read_parquet(path, columns=_COLUMNS)
     _check(items, path)
-    groups = items.groupby(_KEY, sort=True)["value"].agg(["mean", "std", "count"])
-    subsets = items.groupby([*_KEY, "subset"], sort=True)["value"].agg(["mean", "std", "count"])
     parts: dict[tuple[str, str], dict[str, Value]] = {}
-    for (benchmark, metric, subset), row in zip(subsets.index, subsets.itertuples(index=False), strict=True):
-        parts.setdefault((benchmark, metric), {})[subset] = _value(row)
+    for (benchmark, metric, subset), value in _means(items, [*_KEY, "subset"]).items():
+        parts.setdefault((benchmark, metric), {})[subset] = value
     return {
-        key: Measured(_value(row), mean(list(parts[key].values())), frozenset(parts[key]))
-        for key, row in zip(groups.index, groups.itertuples(index=False), strict=True)
+        key: Measured(value, mean(list(parts[key].values())), frozenset(parts[key]))
+        for key, value in _means(items, _KEY).items()
     }
 
 
-def _value(row: tuple[float, float, int]) -> Value:
-    centre, deviation, n = row
-    return Value(float(centre), float(deviation) / math.sqrt(n), int(n))
+def _means(items: pd.DataFrame, keys: list[str]) -> dict[tuple[str, ...], Value]:
+    """Return the mean of each group of items, with a standard error that lets the turns of a question hang together.
+
+    A question is what an item's id says before its `/`. The error is the cluster-robust one, sqrt(Q / (Q - 1) * sum
+    over questions of (sum of deviations)^2) / n, for Q questions and n items: sd / sqrt(n) where each item is its own.
+    """
+    groups = items.groupby(keys, sort=True)["value"]
+    deviations = items["value"] - groups.transform("mean")
+    questions = items["item"].str.partition("/")[0].rename("question")
+    squares = (deviations.groupby([*(items[key] for key in keys), questions]).sum() ** 2).groupby(level=keys)
+    clusters = squares.size()
+    errors = (squares.sum() * clusters / (clusters - 1)).pow(0.5) / groups.size()
+    return {
+        key: Value(float(centre), float(errors[key]), int(n))
+        for (key, centre), n in zip(groups.mean().items(), groups.size(), strict=True)
+    }
 
 
 def _check(items: pd.DataFrame, path: Path) -> None:

@@ -86,17 +86,18 @@ def _model(settings: PretrainSettings, tokenizer: PreTrainedTokenizerBase) -> Pr
         "num_key_value_heads": settings.kv_heads,
         "max_position_embeddings": settings.positions,
         "tie_word_embeddings": True,
-        # tiny models of short contexts: wider initial weights and faster rotations than the classes' own learn sooner
-        "initializer_range": 0.08,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
+        "initializer_range": 0.08,  # so narrow a model learns later with the classes' own 0.02
     }
     if settings.architecture == "phi":
-        sizes["rope_parameters"]["partial_rotary_factor"] = 0.5
-        return PhiForCausalLM(PhiConfig(**sizes))
-    return MistralForCausalLM(MistralConfig(**sizes, sliding_window=None))
+        # half of a head's dimensions are left unrotated for what a word is; short contexts let the others turn fast
+        rope = {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}
+        return PhiForCausalLM(PhiConfig(**sizes, rope_parameters=rope))
+    # all dimensions of a head rotate here, so it needs twice as many: else copying from the context is learned late
+    head_dim = 2 * settings.hidden_size // settings.heads
+    return MistralForCausalLM(MistralConfig(**sizes, head_dim=head_dim, sliding_window=None))
 
 
 def _blocks(path: Path, tokenizer: PreTrainedTokenizerBase, length: int) -> torch.Tensor:

@@ -36,7 +36,7 @@ def tokenizer(step: Step[TokenizerRecipe]) -> dict[str, Any]:
             f"chat_template '{name}' is not known{nearest(name, known)}; allowed: {', '.join(sorted(known))}."
         )
     if "corpus" in step.inputs:
-        from trialign.demo.tokenizer import train
+        from trialign.data.bpe import train
 
         made = train(step.input("corpus"), step.recipe.vocab_size, known[name])
         made.save_pretrained(step.out)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from trialign.demo import facts, texts, tokenizer
+from trialign.data import bpe
+from trialign.demo import facts, texts
 
 TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}</s>\n{% endfor %}"
 
@@ -23,7 +24,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(corpus: Path) -> PreTrainedTokenizerFast:
-    return tokenizer.train(corpus, 700, TEMPLATE)
+    return bpe.train(corpus, 700, TEMPLATE)
 
 
 def test_round_trip(trained: PreTrainedTokenizerFast, corpus: Path, tmp_path: Path) -> None:
@@ -53,5 +54,5 @@ def test_nothing_is_added_when_encoding(trained: PreTrainedTokenizerFast) -> Non
 
 
 def test_the_same_corpus_gives_the_same_tokenizer(trained: PreTrainedTokenizerFast, corpus: Path) -> None:
-    again = tokenizer.train(corpus, 700, TEMPLATE)
+    again = bpe.train(corpus, 700, TEMPLATE)
     assert again.backend_tokenizer.to_str() == trained.backend_tokenizer.to_str()

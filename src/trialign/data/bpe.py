@@ -1,4 +1,4 @@
-"""Train the demo's tokenizer: byte-level BPE on the pre-training texts, with the marks of the chat template."""
+"""Train a tokenizer: byte-level BPE on pre-training texts, with the marks of the chat template."""
 
 from __future__ import annotations
 

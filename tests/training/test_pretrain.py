@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trialign.demo import facts, texts, tokenizer
+from trialign.data import bpe
+from trialign.demo import facts, texts
 from trialign.errors import UserError
 from trialign.recipes import PretrainRecipe
 from trialign.settings import PretrainSettings
@@ -31,7 +32,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, ..
     documents, _ = texts.make(facts.make(2), 2, 40)
     lines = "".join(json.dumps({"text": text}) + "\n" for text in documents)
     (folder / "corpus" / "train.jsonl").write_text(lines)
-    tokenizer.train(folder / "corpus", 300, "").save_pretrained(folder / "tokenizer")
+    bpe.train(folder / "corpus", 300, "").save_pretrained(folder / "tokenizer")
     return {"corpus": (folder / "corpus",), "tokenizer": (folder / "tokenizer",)}
 
 

@@ -34,6 +34,7 @@ from trialign.recipes import Recipe
 R = TypeVar("R")
 RUN_JSON = "run.json"
 LEASE = "lease.json"
+POLL_SECONDS = 0.2
 SNAKEMAKE_TIMESTAMP = ".snakemake_timestamp"  # appears in directory outputs after the step has ended
 VERSIONS = ("trialign", "torch", "transformers", "trl", "datasets", "accelerate", "lm-eval", "pandas", "numpy")
 
@@ -81,8 +82,9 @@ class Step(Generic[R]):
 def run(recipe: Recipe, inputs: Mapping[str, tuple[Path, ...]], root: Path, output: Path) -> str:
     """Make the step's result, or take it from the store, and link it into the folder `output`.
 
-    root: the results tree. Returns "made" or "restored". Raises UserError when an input is missing or another process
-    holds the step; whatever the step itself raises leaves its scratch folder for the next start.
+    root: the results tree. Returns "made" or "restored". Waits while another process of this host works on the very
+    step (two outputs can be one step's: the tokenizers of two models with one recipe). Raises UserError when an input
+    is missing or another host holds the step; what the step itself raises leaves its scratch folder to the next start.
     """
     fingerprints = {name: [input_fingerprint(path) for path in group] for name, group in inputs.items()}
     fingerprint = digest({"recipe": json.loads(recipe.canonical()), "inputs": fingerprints})
@@ -184,17 +186,19 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def _lease(work: Path) -> Iterator[Path]:
-    """Hold the work directory, one process at a time: a dead holder on this host is taken over, a live one refused."""
+    """Hold the work directory, one process at a time: a dead holder of this host is followed, a live one waited for."""
     lease = work / LEASE
     mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "birth": _birth(os.getpid())})
     while not _create(lease, mine):
-        _clear_dead(lease)
+        if _clear_dead(lease):
+            continue
+        time.sleep(POLL_SECONDS)
     try:
         yield work
     except BaseException:
         lease.unlink(missing_ok=True)  # the scratch folder stays for the next start
         raise
-    shutil.rmtree(work)
+    shutil.rmtree(work, ignore_errors=True)  # those that waited may be in there: they find the result in the store
 
 
 def _create(lease: Path, text: str) -> bool:
@@ -213,8 +217,8 @@ def _create(lease: Path, text: str) -> bool:
     return True
 
 
-def _clear_dead(lease: Path) -> None:
-    """Remove the lease of a dead holder on this host; UserError for a live one, and for one on another host.
+def _clear_dead(lease: Path) -> bool:
+    """Remove the lease of a dead holder on this host; False if it lives. UserError for a holder on another host.
 
     The lease is moved aside first: of several processes that found the same dead holder, one moves it, and a lease
     that turns out to be another's by then is put back.
@@ -222,7 +226,7 @@ def _clear_dead(lease: Path) -> None:
     try:
         text = lease.read_text()
     except FileNotFoundError:
-        return
+        return True
     holder = json.loads(text)
     if holder["host"] != socket.gethostname():
         raise UserError(
@@ -230,7 +234,7 @@ def _clear_dead(lease: Path) -> None:
             f"if that process is gone, delete this file and start again"
         )
     if _birth(holder["pid"]) == holder["birth"]:
-        raise UserError(f"{lease}: process {holder['pid']} is working on this step; wait for it, or end it first")
+        return False
     aside = lease.with_name(f"{LEASE}.dead.{os.getpid()}")
     with suppress(FileNotFoundError):
         lease.rename(aside)
@@ -238,6 +242,7 @@ def _clear_dead(lease: Path) -> None:
             aside.rename(lease)
         else:
             aside.unlink()
+    return True
 
 
 def _birth(pid: int) -> str | None:

@@ -59,7 +59,9 @@ def markdown() -> str:
     for name in methods.names():
         method = methods.get(name)
         grid = ", ".join(f"`{key}`" for key in method.grid) or "none"
-        sections.append(f"## Method `{name}`\n\nGrid parameters: {grid}.\n\n{_table(method.Params)}")
+        split = "depends" if method.micro_batch_is_global else "does not depend"
+        facts = f"Grid parameters: {grid}. TRL's loss {split} on how a batch is split into micro-batches."
+        sections.append(f"## Method `{name}`\n\n{facts}\n\n{_table(method.Params)}")
     return "\n".join(sections)
 
 

@@ -117,7 +117,7 @@ def test_a_restart_keeps_what_was_stored_and_asks_for_the_rest(inputs, make_step
 
 
 def test_an_endpoint_is_refused_until_it_is_built(inputs, make_step):
-    with pytest.raises(UserError, match="next release"):
+    with pytest.raises(UserError, match="not built yet"):
         judge(make_step(recipe(kind="openai", model="gpt-4"), inputs))
 
 

@@ -94,7 +94,7 @@ def responses(settings: JudgeSettings, questions: Path, requests: list[Request])
     """
     if settings.kind == "openai":
         raise UserError(
-            f"judge {settings.name}: kind 'openai' (a model behind an endpoint) comes with the next release; "
+            f"judge {settings.name}: kind 'openai' (a model behind an endpoint) is not built yet: the answers stay; "
             f"this one has kind 'rubric'"
         )
     rubrics = {rubric["question_id"]: rubric for rubric in read_lines(questions / RUBRIC)}

@@ -20,7 +20,8 @@ setup: .venv/installed
 
 demo: setup
 	snakemake $(DEMO) all
-	@$(MAKE) --no-print-directory report dag
+	@if [ ! -e $(RESULTS)/report.html ] || [ -n "$$(find $(RESULTS) -maxdepth 1 -name '*.csv' -newer $(RESULTS)/report.html)" ]; \
+	then $(MAKE) --no-print-directory dag report; fi
 	trialign show $(RESULTS)
 
 report: setup

@@ -169,6 +169,10 @@ class Experiment(Settings):
     artifacts: dict[Name, AnyArtifact] = Field(min_length=1, description="tables and figures")
     resources: RuleResources = Field(default=RuleResources(), description="what jobs ask of the scheduler")
 
+    def __hash__(self) -> int:
+        """By identity, so that what is derived from a whole experiment can be cached."""
+        return id(self)
+
     def lineage(self, text: str) -> Lineage:
         """Return the canonical lineage: UserError where a model, stage, parameter or value does not exist."""
         lineage = Lineage.parse(text)

@@ -190,9 +190,8 @@ def _lease(work: Path) -> Iterator[Path]:
     lease = work / LEASE
     mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "birth": _birth(os.getpid())})
     while not _create(lease, mine):
-        if _clear_dead(lease):
-            continue
-        time.sleep(POLL_SECONDS)
+        if not _clear_dead(lease):
+            time.sleep(POLL_SECONDS)
     try:
         yield work
     except BaseException:
@@ -208,9 +207,7 @@ def _create(lease: Path, text: str) -> bool:
     try:
         draft.write_text(text)
         os.link(draft, lease)
-    except FileExistsError:
-        return False
-    except FileNotFoundError:  # another process has finished this very moment and removed the folder
+    except (FileExistsError, FileNotFoundError):  # held; or its holder has just finished and removed the folder
         return False
     finally:
         draft.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -73,15 +74,21 @@ def check_targets(experiment: Experiment, targets: Iterable[str]) -> None:
 
 def _check_target(experiment: Experiment, place: Path, target: Path) -> None:
     if place.parts[0] == "runs" and len(place.parts) > 1:
-        lineage = experiment.lineage(place.parts[1])
-        if str(lineage) != place.parts[1]:
-            raise UserError(f"'{place.parts[1]}' is not the canonical name of this run: ask for '{lineage}'")
+        canonical(experiment, place.parts[1])
     elif len(place.parts) == 1 and place.suffix:
         files = [Path(file).name for name in experiment.artifacts for file in artifact_files(experiment, name)]
         if place.name not in [*files, "results.csv"]:
             raise UserError(f"no artifact makes '{target}'{nearest(place.name, files)}")
     elif _owner(target):
         raise UserError(f"'{target}' is not in this experiment's results ('{experiment.results_dir}'){_owner(target)}")
+
+
+def canonical(experiment: Experiment, text: str) -> Lineage:
+    """Return the lineage of a run's name; UserError with the right name where it is spelled another way."""
+    lineage = experiment.lineage(text)
+    if str(lineage) != text:
+        raise UserError(f"'{text}' is not the canonical name of this run: ask for '{lineage}'")
+    return lineage
 
 
 def _owner(target: Path) -> str:
@@ -224,15 +231,20 @@ def benchmarks_of(experiment: Experiment, suite: str, lineage: str) -> dict[str,
     It does not depend on the target, so that another target never evaluates again; a lineage that no artifact names
     gets the whole suite.
     """
-    asked = {
-        name
-        for artifact in experiment.artifacts.values()
-        if lineage in lineages(experiment, artifact)
-        for name in benchmarks(artifact)
-    }
     items = experiment.benchmarks.items()
     of_suite = {name: item for name, item in items if isinstance(item, HarnessBenchmark) and item.suite == suite}
+    asked = _asked(experiment).get(lineage, set())
     return {name: item for name, item in of_suite.items() if name in asked} or of_suite
+
+
+@lru_cache(maxsize=8)
+def _asked(experiment: Experiment) -> dict[str, set[str]]:
+    """Return lineage -> the benchmarks that the artifacts ask of it: once, for the DAG asks for each of its jobs."""
+    asked: dict[str, set[str]] = {}
+    for artifact in experiment.artifacts.values():
+        for lineage in lineages(experiment, artifact):
+            asked.setdefault(lineage, set()).update(benchmarks(artifact))
+    return asked
 
 
 def questions(experiment: Experiment) -> str:

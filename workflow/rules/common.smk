@@ -68,12 +68,7 @@ def recipe(function, *names):
 def convert(name, value):
     """Wildcards are text: lineages and seeds become what they are."""
     if name == "lineage":
-        lineage = experiment.lineage(value)
-        if str(lineage) != value:
-            raise UserError(
-                f"'{value}' is not the canonical name of this run: ask for '{lineage}'"
-            )
-        return lineage
+        return study.canonical(experiment, value)
     return int(value) if name == "seed" else value
 
 

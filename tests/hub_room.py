@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 LFS = (".safetensors", ".parquet", ".jsonl")
-_API = re.compile(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/(revision|tree)/([^/?]+)")
+_API = re.compile(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/revision/([^/?]+)")
 _FILE = re.compile(r"/(?:(datasets|spaces)/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
 
@@ -40,7 +40,7 @@ class Hub:
         self.commits = commits or {}
         self.cut: dict[str, int] = {}
         self.altered: dict[str, bytes] = {}
-        self.requests: list[tuple[str, str]] = []
+        self.requests: list[tuple[str, str, int]] = []  # method, path, first byte asked for
         self.url = ""
 
 
@@ -55,24 +55,24 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        self.hub.requests.append((self.command, self.path))
+        self.hub.requests.append((self.command, self.path, self._first_byte()))
         path = self.path.split("?")[0]
         if match := _API.fullmatch(path):
-            kind, repo, what, revision = match.groups()
+            kind, repo, revision = match.groups()
             if folder := self._repository(kind, repo, revision):
-                self._json(self._info(folder, repo) if what == "revision" else self._tree(folder))
+                self._json(self._info(folder, repo))
         elif match := _FILE.fullmatch(path):
             kind, repo, revision, name = match.groups()
-            if folder := self._repository(kind or "models", repo, revision):
+            if repo in self.hub.gated:  # what files it has is public, as on the hub
+                self._json({}, 403, X_Error_Code="GatedRepo")
+            elif folder := self._repository(kind or "models", repo, revision):
                 self._file(folder, name, self._commit(folder, repo))
         else:
             self._json({}, 404)
 
     def _repository(self, kind: str, repo: str, revision: str) -> Path | None:
         folder = self.hub.root / kind / repo
-        if repo in self.hub.gated:
-            self._json({}, 403, X_Error_Code="GatedRepo")
-        elif not folder.is_dir():
+        if not folder.is_dir():
             self._json({}, 404, X_Error_Code="RepoNotFound")
         elif revision not in ("main", self._commit(folder, repo)):
             self._json({}, 404, X_Error_Code="RevisionNotFound")
@@ -91,12 +91,6 @@ class _Handler(BaseHTTPRequestHandler):
             siblings.append(entry | ({"lfs": lfs} if name.endswith(LFS) else {}))
         return {"id": repo, "sha": self._commit(folder, repo), "siblings": siblings}
 
-    def _tree(self, folder: Path) -> list[dict[str, Any]]:
-        return [
-            {"type": "file", "path": name, "size": len(content), "oid": blob(content)}
-            for name, content in self._files(folder)
-        ]
-
     def _files(self, folder: Path) -> Iterator[tuple[str, bytes]]:
         for path in sorted(folder.rglob("*")):
             if path.is_file():
@@ -109,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = (folder / name).read_bytes()
         etag = hashlib.sha256(content).hexdigest() if name.endswith(LFS) else blob(content)
         content = self.hub.altered.get(name, content)
-        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        start = self._first_byte()
         body = content[start:]
         self.send_response(206 if start else 200)
         for key, value in {
@@ -128,6 +122,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         with suppress(ConnectionError):  # the client was killed
             self.wfile.write(body)
+
+    def _first_byte(self) -> int:
+        return int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")[0])
 
     def _json(self, value: Any, status: int = 200, **headers: str) -> None:
         body = json.dumps(value).encode()

@@ -161,24 +161,25 @@ def lock(
     configs: Configs,
     upgrade: Annotated[bool, typer.Option("--upgrade", help="Resolve what is locked already, too.")] = False,
 ) -> None:
-    """Write the commits and file hashes of the hub's sources into the config's lock file."""
+    """Write the commits and file hashes of all downloads into the config's lock file."""
     from trialign import config, study
     from trialign import lock as locking
+    from trialign.settings import WebFiles
 
     experiment = config.load_files(configs)
     if experiment.lock is None:
         raise UserError("config: lock: not named; give the file that is to hold the lock, such as config/lock.json")
     locking.use_mirror(experiment.mirror)
-    from trialign.data import hub  # after the mirror is known: the hub's client reads it when imported
+    from trialign.data import hub, web  # after the mirror is known: the hub's client reads it when imported
 
-    before, sources = locking.read(Path(experiment.lock)), study.hub_sources(experiment)
-    after = dict(before.sources)
-    for name, repository in sources.items():
-        found = None if upgrade else before.of(repository)
-        after[name] = found or hub.resolve(repository)
-        entry, state = after[name], "kept" if found else "locked"
-        print(f"{state:<6} {name}: {entry.repo}@{entry.commit}, {len(entry.files)} files, {entry.bytes / 1e9:.3f} GB")
-        locking.write(locking.Lock(sources=after), Path(experiment.lock))
+    before = after = locking.read(Path(experiment.lock))
+    for name, source in study.downloads(experiment).items():
+        found = None if upgrade else before.of(source)
+        entry = found or (web.resolve(source) if isinstance(source, WebFiles) else hub.resolve(source))
+        state = "kept" if found else "locked"
+        print(f"{state:<6} {name}: {entry.place}, {len(entry.files)} files, {entry.bytes / 1e9:.3f} GB")
+        after = after.including(name, entry)
+        locking.write(after, Path(experiment.lock))
 
 
 @app.command()

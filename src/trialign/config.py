@@ -174,7 +174,7 @@ class Experiment(Settings):
     sources: dict[Name, Source] = Field(description="where models and data come from")
     lock: str | None = Field(
         default=None,
-        description="file with the commits and hashes of the hub's sources, written by `trialign lock`; where it is "
+        description="file with the commits and hashes of downloads, written by `trialign lock`; where it is "
         "named, no run starts with a source that is not locked; null: revisions are taken as they are",
     )
     mirror: str | None = Field(

@@ -203,7 +203,7 @@ def _rows(experiment: Experiment, model: str, name: str, *, seen: bool) -> Rows:
 def source_mb(experiment: Experiment, name: str) -> int:
     """Return the size of a download in MB: as locked, or declared, or of a published model's weights, or 100."""
     source = experiment.sources[name]
-    locked = study.locked(experiment, source) if isinstance(source, HubRepository) else None
+    locked = study.locked(experiment, source)
     if locked:
         return round(locked.bytes / cost.MB)
     if name in experiment.expect.sources_mb:

@@ -1,8 +1,8 @@
-"""The lock of sources: which commit of a hub repository a name stands for, and the hash of each of its files.
+"""The lock of sources: which commit of a hub repository a name stands for, and the hash of each file.
 
-`trialign lock` writes it from the hub (`trialign.data.hub`); recipes of downloads take commit and hashes from it, so
-that a run today and a run next year read the same bytes. An entry belongs to a repository, a revision as the config has
-it and the file patterns: other patterns need an entry of their own.
+`trialign lock` writes it from the hub and the web (`trialign.data.hub`, `.web`); recipes of downloads take commit and
+hashes from it, so that a run today and a run next year read the same bytes. An entry belongs to a repository, a
+revision as the config has it and the file patterns, or to an address and its file names: others need their own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from trialign.errors import UserError
-from trialign.settings import HubRepository, Settings
+from trialign.settings import UNKNOWN, HubRepository, Settings, WebFiles
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 MIRROR = "TRIALIGN_MIRROR"  # the folder that stands for the hub
@@ -33,31 +33,64 @@ class Locked(Settings):
     files: dict[str, str]
     bytes: int
 
-    def fits(self, repository: HubRepository) -> bool:
-        """Whether this entry is of `repository`, its revision and its patterns."""
+    @property
+    def place(self) -> str:
+        """What is locked, for people."""
+        return f"{self.repo}@{self.commit}"
+
+    def fits(self, source: HubRepository | WebFiles) -> bool:
+        """Whether this entry is of the repository `source`, its revision and its patterns."""
         mine = (self.repo, self.type, self.revision, self.include)
-        return mine == (repository.repo, repository.type, repository.revision, repository.include)
+        return isinstance(source, HubRepository) and mine == (source.repo, source.type, source.revision, source.include)
+
+
+class LockedFiles(Settings):
+    """What single files of the web were when they were locked: file -> SHA-256."""
+
+    base: str
+    files: dict[str, str]
+    bytes: int
+
+    @property
+    def place(self) -> str:
+        """What is locked, for people."""
+        return self.base
+
+    def fits(self, source: HubRepository | WebFiles) -> bool:
+        """Whether this entry is of the files `source`, with the hashes that it names itself."""
+        if not isinstance(source, WebFiles):
+            return False
+        wanted = {name: self.files.get(name) if hash == UNKNOWN else hash for name, hash in source.files.items()}
+        return (self.base, self.files) == (source.base, wanted)
 
 
 class Lock(Settings):
     """All entries, by the names that a config gave the sources when they were locked."""
 
     sources: dict[str, Locked] = Field(default={})
+    web: dict[str, LockedFiles] = Field(default={})
 
-    def of(self, repository: HubRepository) -> Locked | None:
-        """Return the entry of a repository; None where it is not locked."""
-        return next((locked for locked in self.sources.values() if locked.fits(repository)), None)
+    def of(self, source: HubRepository | WebFiles) -> Locked | LockedFiles | None:
+        """Return the entry of a source; None where it is not locked."""
+        entries = self.web if isinstance(source, WebFiles) else self.sources
+        return next((entry for entry in entries.values() if entry.fits(source)), None)
+
+    def including(self, name: str, entry: Locked | LockedFiles) -> Lock:
+        """Return this lock with one entry more, or another."""
+        part = "web" if isinstance(entry, LockedFiles) else "sources"
+        return self.model_copy(update={part: {**getattr(self, part), name: entry}})
+
+    def holds(self, source: HubRepository | WebFiles) -> bool:
+        """Whether the config itself, or this lock, says which bytes a source is."""
+        if isinstance(source, WebFiles):
+            return UNKNOWN not in source.files.values() or self.of(source) is not None
+        return COMMIT.fullmatch(source.revision) is not None or self.of(source) is not None
 
 
 def use_mirror(mirror: str | None) -> None:
     """Let this process and those it starts take a mirror for the hub: a URL, or a folder. None changes nothing."""
     if mirror is not None:
         os.environ["HF_ENDPOINT" if mirror.startswith(("http://", "https://")) else MIRROR] = mirror
-
-
-def is_pinned(repository: HubRepository) -> bool:
-    """Whether the config itself names a commit."""
-    return COMMIT.fullmatch(repository.revision) is not None
 
 
 def read(path: Path) -> Lock:
@@ -79,14 +112,14 @@ def write(lock: Lock, path: Path) -> None:
     draft.replace(path)
 
 
-def unlocked(lock: Lock, repositories: Mapping[str, HubRepository]) -> list[str]:
-    """Return the names of the repositories of which neither config nor lock says the commit."""
-    return [name for name, repository in repositories.items() if not (is_pinned(repository) or lock.of(repository))]
+def unlocked(lock: Lock, sources: Mapping[str, HubRepository | WebFiles]) -> list[str]:
+    """Return the names of the sources of which neither config nor lock says which bytes they are."""
+    return [name for name, source in sources.items() if not lock.holds(source)]
 
 
 def refusal(names: Iterable[str], path: str) -> UserError:
     """Return the error for sources without a lock."""
     return UserError(
-        f"config: sources: {', '.join(names)}: not locked, and a revision that is a name can move: run `trialign lock` "
+        f"config: sources: {', '.join(names)}: not locked, and what a name stands for can change: run `trialign lock` "
         f"with these config files where the hub, or a mirror, can be reached; it writes commits and hashes to {path}"
     )

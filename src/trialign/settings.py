@@ -16,6 +16,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+UNKNOWN = "unknown"  # in place of a file's SHA-256
+
+
 class HubRepository(Settings):
     """A repository of the hub."""
 
@@ -37,7 +40,7 @@ class WebFiles(Settings):
     )
     files: dict[
         Annotated[str, Field(pattern=r"^\w[\w.-]*$")], Annotated[str, Field(pattern="^([0-9a-f]{64}|unknown)$")]
-    ] = Field(min_length=1, description="file -> SHA-256 of its contents, or `unknown`: recorded as it comes")
+    ] = Field(min_length=1, description="file -> SHA-256 of its contents, or `unknown`: the lock's, or as it comes")
 
 
 class WorldPart(Settings):

@@ -36,6 +36,7 @@ from trialign.settings import (
     JudgedBenchmark,
     LocalFolder,
     Settings,
+    Source,
     WebFiles,
     WorldPart,
 )
@@ -285,36 +286,36 @@ def world_recipe(experiment: Experiment) -> recipes.WorldRecipe:
 
 
 def fetch_recipe(experiment: Experiment, source: str) -> recipes.FetchRecipe | recipes.WebRecipe:
-    """Return the recipe of a download, from the hub at the commit and with the hashes of the lock."""
-    repository = experiment.sources[source]
-    if isinstance(repository, WebFiles):
-        return recipes.WebRecipe(source=repository)
-    if not isinstance(repository, HubRepository):
+    """Return the recipe of a download, at the commit and with the hashes of the lock."""
+    place = experiment.sources[source]
+    entry = locked(experiment, place)
+    if isinstance(place, WebFiles):
+        return recipes.WebRecipe(source=place.model_copy(update={"files": entry.files}) if entry else place)
+    if not isinstance(place, HubRepository):
         raise UserError(f"source '{source}' is not on the hub: there is nothing to download")
-    entry = locked(experiment, repository)
     if entry is None:
-        return recipes.FetchRecipe(repository=repository)
-    return recipes.FetchRecipe(repository=repository, commit=entry.commit, files=entry.files)
+        return recipes.FetchRecipe(repository=place)
+    return recipes.FetchRecipe(repository=place, commit=entry.commit, files=entry.files)
 
 
-def locked(experiment: Experiment, repository: HubRepository) -> lock.Locked | None:
-    """Return what the lock says of a repository; None where it is not locked."""
-    return _lock(experiment).of(repository)
+def locked(experiment: Experiment, source: Source) -> lock.Locked | lock.LockedFiles | None:
+    """Return what the lock says of a source; None where it is not locked, or nothing to lock."""
+    return _lock(experiment).of(source) if isinstance(source, HubRepository | WebFiles) else None
 
 
 def check_lock(experiment: Experiment) -> None:
-    """Refuse to run with hub sources that are not locked, where the experiment names a lock."""
-    if experiment.lock and (names := lock.unlocked(_lock(experiment), hub_sources(experiment))):
+    """Refuse to run with downloads that are not locked, where the experiment names a lock."""
+    if experiment.lock and (names := lock.unlocked(_lock(experiment), downloads(experiment))):
         raise lock.refusal(names, experiment.lock)
 
 
-def hub_sources(experiment: Experiment) -> dict[str, HubRepository]:
-    """Return the sources that come from the hub and that a model, a stage, a data set or a benchmark reads, by name."""
+def downloads(experiment: Experiment) -> dict[str, HubRepository | WebFiles]:
+    """Return the sources of hub and web that a model, a stage, a data set or a benchmark reads, by name."""
     named = [model.source for model in experiment.models.values()]
     named += [source for preset in experiment.stages.values() for source in preset.imported.values()]
     named += [item.source for item in (*experiment.data.values(), *experiment.benchmarks.values())]
     sources = experiment.sources.items()
-    return {name: source for name, source in sources if name in named and isinstance(source, HubRepository)}
+    return {name: source for name, source in sources if name in named and isinstance(source, HubRepository | WebFiles)}
 
 
 @lru_cache(maxsize=8)

@@ -43,6 +43,10 @@ def root(tmp_path: Path) -> Path:
         path = tmp_path / "hub" / "datasets" / "me" / "data" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
+    gated = tmp_path / "hub/datasets/me/gated/secret.jsonl"
+    gated.parent.mkdir()
+    gated.write_text("{}")
+    (tmp_path / "hub/datasets/me/empty").mkdir()
     return tmp_path / "hub"
 
 
@@ -97,7 +101,7 @@ def hashes() -> dict[str, str]:
 def test_fetch_leaves_real_files_and_their_origin(tmp_path: Path, hub: Hub, commit: str) -> None:
     told, out = fetched(tmp_path, recipe(), HF_ENDPOINT=hub.url)
     size = sum(len(content) for content in FILES.values())
-    assert json.loads(told) == {"commit": commit, "files": 3, "bytes": size, "verified": 0}
+    assert json.loads(told) == {"commit": commit, "files": 3, "bytes": size, "verified": 3}
     there = {str(path.relative_to(out)): path for path in out.rglob("*") if path.is_file()}
     assert there.keys() == {*FILES, "source.json"}
     assert not any(path.is_symlink() for path in there.values())
@@ -119,7 +123,7 @@ def test_fetch_takes_only_what_is_included(tmp_path: Path, hub: Hub, commit: str
         ({"repo": "me/nothing"}, "dataset me/nothing does not exist on the hub, or is private"),
         ({"revision": "v9"}, "dataset me/data has no revision 'v9'"),
         ({"include": ["*.jsonl", "*.csv"]}, "no file fits include pattern '*.csv'"),
-        ({"include": ["*.csv"]}, "nothing to fetch"),
+        ({"repo": "me/empty"}, "nothing to fetch; the repository is empty"),
     ],
 )
 def test_fetch_says_what_is_wrong(tmp_path: Path, hub: Hub, repository: dict[str, Any], message: str) -> None:
@@ -143,28 +147,44 @@ def test_a_file_that_was_cut_off_is_fetched_to_its_end(tmp_path: Path, hub: Hub)
     assert (out / "flan.jsonl").read_bytes() == FILES["flan.jsonl"]
 
 
-def test_a_killed_download_does_not_fetch_again_what_is_whole(tmp_path: Path, root: Path) -> None:
-    """SIGKILL in the middle of a large file, beside which small ones are there already."""
+def test_a_killed_download_goes_on_within_its_file(tmp_path: Path, root: Path) -> None:
+    """SIGKILL in the middle of a large file, after which no byte that had come is asked for again."""
     large = root / "datasets/me/data/large.jsonl"
-    large.write_bytes(os.urandom(1 << 20) * 80)
+    large.write_bytes(os.urandom(1 << 20) * 200)
     wanted = hashes() | {"large.jsonl": f"sha256:{hashlib.sha256(large.read_bytes()).hexdigest()}"}
+    part = tmp_path / "scratch" / f"{commit_of(large.parent)}.parts" / wanted["large.jsonl"].removeprefix("sha256:")
     with serving(root) as hub:
         process, out = start(tmp_path, recipe(files=wanted), HF_ENDPOINT=hub.url)
-        draft = tmp_path / "scratch/download"
-        while not (
-            all((draft / name).is_file() for name in FILES)
-            and any(part.stat().st_size > 1 << 22 for part in draft.rglob("*.incomplete"))
-        ):
+        while not (part.is_file() and part.stat().st_size > 1 << 22):
             assert process.poll() is None, process.communicate()
             time.sleep(0.001)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         assert list(out.iterdir()) == []
+        there = part.stat().st_size
+        assert 0 < there < large.stat().st_size
         hub.requests.clear()
         told, _ = fetched(tmp_path, recipe(files=wanted), HF_ENDPOINT=hub.url)
         assert json.loads(told)["verified"] == 4
-        again = {path.rpartition("/")[2] for command, path in hub.requests if command == "GET" and "/resolve/" in path}
-        assert again == {"large.jsonl"}
+        again = [(path.rpartition("/")[2], since) for _, path, since in hub.requests if "/resolve/" in path]
+        assert again == [("large.jsonl", there)]
+    assert (out / "large.jsonl").read_bytes() == large.read_bytes()
+
+
+def test_a_revision_that_moves_between_two_starts_is_fetched_whole(tmp_path: Path, root: Path, hub: Hub) -> None:
+    """A download that was cut off before `main` moved leaves nothing of the old files in the new."""
+    data = root / "datasets/me/data"
+    (data / "z.jsonl").write_bytes(b'{"z": 1}\n')
+    hub.altered["z.jsonl"] = b'{"z": 2}\n'
+    told, _ = fetched(tmp_path, recipe(), HF_ENDPOINT=hub.url)
+    assert told.startswith("UserError: me/data: z.jsonl is not what the hub says it is")
+    (data / "flan.jsonl").write_bytes(b'{"a": 12}\n')
+    hub.altered.clear()
+    told, out = fetched(tmp_path, recipe(), HF_ENDPOINT=hub.url)
+    assert json.loads(told)["commit"] == commit_of(data)
+    assert {path.name: path.read_bytes() for path in out.glob("*.jsonl")} == {
+        "flan.jsonl": b'{"a": 12}\n', "z.jsonl": b'{"z": 1}\n',
+    }  # fmt: skip
 
 
 def test_a_file_that_is_not_what_was_locked_is_refused_and_fetched_anew(tmp_path: Path, hub: Hub) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,9 +16,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from trialign import config, study
 from trialign.data import web
 from trialign.data.sources import origin
 from trialign.errors import UserError
+from trialign.lock import Lock, LockedFiles, unlocked
 from trialign.recipes import WebRecipe
 from trialign.settings import WebFiles
 from trialign.steps import Step
@@ -79,7 +84,7 @@ def test_another_file_than_its_hash_is_refused_and_fetched_anew(
     handler: Any = server.RequestHandlerClass
     handler.served["two.json"] = b"<html>try later</html>"
     first = step(dict(SHA256))
-    with pytest.raises(UserError, match=r"/v1/two\.json is not the file that the config names: SHA-256 .*run again"):
+    with pytest.raises(UserError, match=r"/v1/two\.json is not the file that config or lock names: .*run again"):
         web.fetch(first)
     assert not any(first.out.iterdir())
     handler.served["two.json"] = CONTENT["two.json"]
@@ -111,3 +116,56 @@ def test_a_recipe_survives_its_json() -> None:
     recipe = WebRecipe(source=WebFiles(base="https://example.org/v1/", files={"b.json": "unknown", **SHA256}))
     assert WebRecipe.model_validate_json(recipe.canonical()) == recipe
     assert list(json.loads(recipe.canonical())["source"]["files"]) == ["b.json", "one.json", "two.json"]
+
+
+CONFIG = """
+lock: {lock}
+sources:
+  mine: {{kind: web, base: "http://127.0.0.1:{port}/v1/", files: {{one.json: {one}, two.json: unknown}}}}
+data:
+  ultrachat: {{source: mine}}
+"""
+
+
+def lock(tmp_path: Path, port: int, one: str = "unknown", *options: str) -> subprocess.CompletedProcess[str]:
+    """Run `trialign lock` on the demo with its conversations from the web."""
+    overlay = tmp_path / "mine.yaml"
+    overlay.write_text(CONFIG.format(lock=tmp_path / "lock.json", port=port, one=one))
+    command = [f"{Path(sys.executable).parent}/trialign", "lock", *options]
+    return subprocess.run(
+        [*command, "config/config.yaml", "config/demo.yaml", str(overlay)],
+        env=os.environ | {"HF_HUB_OFFLINE": "0"}, text=True, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def test_lock_writes_the_hashes_and_downloads_are_held_to_them(tmp_path: Path, server: ThreadingHTTPServer) -> None:
+    handler: Any = server.RequestHandlerClass
+    files = ("config/config.yaml", "config/demo.yaml", str(tmp_path / "mine.yaml"))
+    done = lock(tmp_path, server.server_port)
+    assert done.returncode == 0 and "locked mine: http://127.0.0.1" in done.stdout, done.stdout
+    entry = json.loads((tmp_path / "lock.json").read_text())["web"]["mine"]
+    assert entry["files"] == SHA256 and entry["bytes"] == sum(map(len, CONTENT.values()))
+    experiment = config.load_files([Path(name) for name in files])
+    assert study.fetch_recipe(experiment, "mine").source.files == SHA256
+    study.check_lock(experiment)
+
+    handler.served["two.json"] = b"[]"
+    assert "kept   mine" in lock(tmp_path, server.server_port).stdout
+    assert json.loads((tmp_path / "lock.json").read_text())["web"]["mine"] == entry
+    assert "locked mine" in lock(tmp_path, server.server_port, SHA256["one.json"], "--upgrade").stdout
+    assert json.loads((tmp_path / "lock.json").read_text())["web"]["mine"]["files"]["two.json"] != SHA256["two.json"]
+
+
+def test_an_entry_is_of_its_address_names_and_known_hashes() -> None:
+    base, one, two = "https://example.org/v1/", SHA256["one.json"], SHA256["two.json"]
+    held = Lock(web={"mine": LockedFiles(base=base, files={"one.json": one, "two.json": two}, bytes=9)})
+    open_files = {"one.json": one, "two.json": "unknown"}
+    assert unlocked(held, {"a": WebFiles(base=base, files=open_files)}) == []
+    assert unlocked(Lock(), {"a": WebFiles(base=base, files={"one.json": one})}) == []  # the config says it all
+    others = {
+        "address": WebFiles(base="https://example.org/v2/", files=open_files),
+        "names": WebFiles(base=base, files={"two.json": "unknown"}),
+        "hash": WebFiles(base=base, files={"one.json": two, "two.json": "unknown"}),
+    }
+    assert unlocked(held, others) == list(others)

@@ -47,7 +47,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
             f"results_dir={root}/results", "--cores", "2", "--nolock", "--", "all", timeout=1800,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-5000:]
-        asked = {path.partition("?")[0] for _, path in hub.requests}
+        asked = {path.partition("?")[0] for _, path, _ in hub.requests}
     assert not any("train_gen" in path or path.endswith(".bin") for path in asked), "only what is included is fetched"
     return root / "results"
 

@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -45,9 +45,7 @@ def resolve(repository: HubRepository) -> Locked:
     UserError: offline, gated, unknown repository or revision, a pattern that no file fits.
     """
     folder = _folder(repository)
-    commit, files = _folder_contents(folder) if folder else _hub_contents(repository)
-    files = {name: file for name, file in files.items() if _included(name, repository)}
-    _check_patterns(repository, list(files))
+    commit, files = _folder_contents(repository, folder) if folder else _hub_contents(repository, repository.revision)
     return Locked(
         **repository.model_dump(include={"repo", "type", "revision", "include"}),
         commit=commit,
@@ -57,25 +55,30 @@ def resolve(repository: HubRepository) -> Locked:
 
 
 def fetch(step: Step[FetchRecipe]) -> dict[str, Any]:
-    """Download a repository at its commit into `step.out`: real files, each held to its locked hash, and `source.json`.
+    """Download a repository at its commit into `step.out`: real files, each held to its hash, and `source.json`.
 
-    The download waits in `step.scratch`, so that a killed one goes on where it stopped. The token is the hub client's
-    (HF_TOKEN). Facts: commit, files, bytes, and how many files had a hash to be held to. UserError: offline, gated,
-    unknown repository or revision, full disk, a pattern that no file fits, a file that is not what was locked.
+    The hashes are the lock's; without a lock the hub's own. The download waits in `step.scratch`, so that a killed one
+    goes on where it stopped, within a file too. The token is the hub client's (HF_TOKEN). Facts: commit, files, bytes,
+    and how many files were held to a hash. UserError: offline, gated, unknown repository or revision, full disk, a
+    pattern that no file fits, a file that is not what was locked.
     """
     recipe = step.recipe
     repository = recipe.repository
-    folder, draft = _folder(repository), step.scratch / "download"
-    commit = _copy(repository, folder, draft) if folder else _download(repository, recipe.commit, step.scratch, draft)
+    folder = _folder(repository)
+    if folder:
+        commit, hashes, draft = recipe.commit or repository.revision, recipe.files, step.scratch / "copy"
+        _copy(repository, folder, draft)
+    else:
+        commit, files = _hub_contents(repository, recipe.commit or repository.revision)
+        hashes, draft = recipe.files or {name: file.hash for name, file in files.items()}, step.scratch / commit
+        _download(repository, commit, files, draft)
     names = sorted(path.relative_to(draft).as_posix() for path in _files(draft))
-    _verify(repository, draft, names, recipe.files)
+    _verify(repository, draft, names, hashes, by="was locked" if recipe.files else "the hub says it is")
     for path in sorted(draft.iterdir()):
-        if path.name != ".cache":  # what the hub client keeps for itself stays behind
-            shutil.move(path, step.out / path.name)
-    commit = recipe.commit or commit
+        shutil.move(path, step.out / path.name)
     write_json(step.out / SOURCE_FILE, {**repository.model_dump(mode="json"), "commit": commit})
     size = sum((step.out / name).stat().st_size for name in names)
-    return {"commit": commit, "files": len(names), "bytes": size, "verified": len(recipe.files)}
+    return {"commit": commit, "files": len(names), "bytes": size, "verified": len(hashes)}
 
 
 # --- a folder in place of the hub -------------------------------------------------------------------------------------
@@ -95,66 +98,78 @@ def _folder(repository: HubRepository) -> Path | None:
     return folder
 
 
-def _folder_contents(folder: Path) -> tuple[str, dict[str, File]]:
-    """Return the files of a folder and, as it has no commits, a commit made of their hashes."""
-    files = {
-        path.relative_to(folder).as_posix(): File(path.stat().st_size, f"sha256:{sha256(path)}")
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+def _folder_contents(repository: HubRepository, folder: Path) -> tuple[str, dict[str, File]]:
+    """Return the included files of a folder and, as it has no commits, a commit made of their hashes."""
+    names = _included(repository, (path.relative_to(folder).as_posix() for path in _files(folder)))
+    files = {name: File((folder / name).stat().st_size, f"sha256:{sha256(folder / name)}") for name in names}
     return hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest(), files
 
 
-def _copy(repository: HubRepository, folder: Path, draft: Path) -> str:
-    """Copy the included files of `folder` into `draft`. Returns the word that stands for its commit."""
-    names = [path.relative_to(folder).as_posix() for path in _files(folder)]
-    names = [name for name in sorted(names) if _included(name, repository)]
-    _check_patterns(repository, names)
+def _copy(repository: HubRepository, folder: Path, draft: Path) -> None:
+    """Copy the included files of `folder` into `draft`."""
+    names = _included(repository, (path.relative_to(folder).as_posix() for path in _files(folder)))
     _check_space(repository, sum((folder / name).stat().st_size for name in names), draft.parent)
     shutil.rmtree(draft, ignore_errors=True)
     with _explaining(repository):
         for name in names:
             (draft / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, draft / name)
-    return repository.revision
 
 
 # --- the hub ----------------------------------------------------------------------------------------------------------
 
 
-def _hub_contents(repository: HubRepository) -> tuple[str, dict[str, File]]:
+def _hub_contents(repository: HubRepository, revision: str) -> tuple[str, dict[str, File]]:
+    """Return the commit that a revision is, and its included files."""
     import huggingface_hub
 
     with _explaining(repository):
         info = huggingface_hub.HfApi().repo_info(
-            repository.repo, repo_type=repository.type, revision=repository.revision, files_metadata=True
+            repository.repo, repo_type=repository.type, revision=revision, files_metadata=True
         )
-    return info.sha, {
+    files = {
         file.rfilename: File(file.size, f"sha256:{file.lfs.sha256}" if file.lfs else f"git:{file.blob_id}")
         for file in info.siblings
     }
+    return info.sha, {name: files[name] for name in _included(repository, files)}
 
 
-def _download(repository: HubRepository, commit: str | None, scratch: Path, draft: Path) -> str:
-    """Download the included files into `draft`, on from where an earlier start stopped. Returns the commit."""
-    import huggingface_hub
+def _download(repository: HubRepository, commit: str, files: Mapping[str, File], draft: Path) -> None:
+    """Download files into `draft`, on from where an earlier start stopped.
 
-    arguments: dict[str, Any] = {
-        "repo_id": repository.repo,
-        "repo_type": repository.type,
-        "allow_patterns": list(repository.include) or None,
-        "cache_dir": scratch / "cache",
-        "local_dir": draft,
-        "tqdm_class": _lines(),
-    }
+    One by one over plain HTTP: the client's own download of a snapshot writes to names made by chance, so that a
+    killed one begins 5 GB files anew (huggingface_hub 2.4.0, file_download.py, `_download_to_tmp_and_move`).
+    """
+    parts = draft.with_suffix(".parts")
+    for folder in (draft, parts):
+        folder.mkdir(exist_ok=True)
+    part_of = {name: parts / file.hash.partition(":")[2] for name, file in files.items()}
+    missing = {name: file for name, file in files.items() if not (draft / name).is_file()}
+    have = sum(part_of[name].stat().st_size for name in missing if part_of[name].is_file())
+    size = sum(file.size for file in missing.values())
+    _check_space(repository, size - have, draft)
+    _say(f"{repository.repo}@{commit}: {len(missing)} files, {size / 1e9:.3f} GB, {have / 1e9:.3f} GB of it there")
     with _explaining(repository):
-        planned = huggingface_hub.snapshot_download(**arguments, revision=commit or repository.revision, dry_run=True)
-        _check_patterns(repository, [file.filename for file in planned])
-        _check_space(repository, sum(file.file_size for file in planned if file.will_download), scratch)
-        commit, size = planned[0].commit_hash, sum(file.file_size for file in planned)
-        print(f"{repository.repo}@{commit}: {len(planned)} files, {size / 1e9:.3f} GB", file=sys.stderr, flush=True)
-        huggingface_hub.snapshot_download(**arguments, revision=commit)
-    return commit
+        for name, file in missing.items():
+            _say(f"{name}: {file.size / 1e6:.3f} MB")
+            _download_file(repository, commit, name, file.size, part_of[name])
+            (draft / name).parent.mkdir(parents=True, exist_ok=True)
+            part_of[name].replace(draft / name)
+
+
+def _download_file(repository: HubRepository, commit: str, name: str, size: int, part: Path) -> None:
+    """Append to `part` what it lacks of a file. size: bytes of the whole file."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    address = hf_hub_url(repository.repo, name, repo_type=repository.type, revision=commit)
+    headers = {**build_hf_headers(), "accept-encoding": "identity"}  # a range of a compressed answer is not the file's
+    with part.open("ab") as file:
+        http_get(
+            address, file, resume_size=file.tell(), headers=headers, expected_size=size, displayed_filename=name,
+            tqdm_class=_lines(),
+        )  # fmt: skip
 
 
 @contextmanager
@@ -171,9 +186,6 @@ def _explained(repository: HubRepository, error: Exception) -> UserError:
     """Say in one line what kept the hub client from fetching."""
     from huggingface_hub import errors
 
-    # A dry run that fails has the hub's own error as its cause.
-    if isinstance(error, errors.DryRunError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__
     name = f"{repository.type} {repository.repo}"
     if isinstance(error, errors.GatedRepoError):
         return UserError(f"{name} is gated: accept its terms on its page on the hub and set HF_TOKEN, then run again.")
@@ -186,6 +198,10 @@ def _explained(repository: HubRepository, error: Exception) -> UserError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     what = f"{type(error).__name__}: {reason}"
     return UserError(f"{name} could not be fetched ({what}); check network and disk, then run again: it goes on there.")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _lines() -> type:
@@ -201,7 +217,7 @@ def _lines() -> type:
         def display(self, msg: str | None = None, pos: int | None = None) -> None:
             if time.monotonic() - self._last_line >= _PROGRESS_SECONDS:
                 self._last_line = time.monotonic()
-                print(msg or str(self), file=sys.stderr, flush=True)
+                _say(msg or str(self))
 
     return Lines
 
@@ -209,20 +225,16 @@ def _lines() -> type:
 # --- what both are held to --------------------------------------------------------------------------------------------
 
 
-def _included(name: str, repository: HubRepository) -> bool:
-    return not repository.include or any(fnmatch.fnmatch(name, _pattern(each)) for each in repository.include)
-
-
-def _pattern(pattern: str) -> str:
-    return f"{pattern}*" if pattern.endswith("/") else pattern
-
-
-def _check_patterns(repository: HubRepository, names: list[str]) -> None:
+def _included(repository: HubRepository, names: Iterable[str]) -> list[str]:
+    """Return the names that fit the repository's patterns; UserError for a pattern that none fits."""
+    patterns = [f"{each}*" if each.endswith("/") else each for each in repository.include]
+    names = sorted(names)
+    for pattern, written in zip(patterns, repository.include, strict=True):
+        if not fnmatch.filter(names, pattern):
+            raise UserError(f"{repository.repo}@{repository.revision}: no file fits include pattern '{written}'.")
     if not names:
-        raise UserError(f"{repository.repo}@{repository.revision}: nothing to fetch; no file fits `include`.")
-    for pattern in repository.include:
-        if not fnmatch.filter(names, _pattern(pattern)):
-            raise UserError(f"{repository.repo}@{repository.revision}: no file fits include pattern '{pattern}'.")
+        raise UserError(f"{repository.repo}@{repository.revision}: nothing to fetch; the repository is empty.")
+    return [name for name in names if not patterns or any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
 
 
 def _check_space(repository: HubRepository, missing: int, place: Path) -> None:
@@ -239,8 +251,8 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and ".cache" not in path.relative_to(folder).parts]
 
 
-def _verify(repository: HubRepository, draft: Path, names: list[str], hashes: Mapping[str, str]) -> None:
-    """Hold the files to the lock. A file with other contents is removed, so that the next start fetches it anew."""
+def _verify(repository: HubRepository, draft: Path, names: list[str], hashes: Mapping[str, str], by: str) -> None:
+    """Hold the files to hashes. A file with other contents is removed, so that the next start fetches it anew."""
     if missing := sorted(hashes.keys() - set(names)):
         raise UserError(f"{repository.repo}: {missing[0]} is locked, but is not there; run trialign lock again")
     for name, wanted in hashes.items():
@@ -249,7 +261,7 @@ def _verify(repository: HubRepository, draft: Path, names: list[str], hashes: Ma
         if found != wanted:
             (draft / name).unlink()
             raise UserError(
-                f"{repository.repo}: {name} is not what was locked ({found}, not {wanted}): damaged on its way, or "
+                f"{repository.repo}: {name} is not what {by} ({found}, not {wanted}): damaged on its way, or "
                 "another version; run again to fetch it anew, or lock the source again (trialign lock --upgrade)"
             )
 

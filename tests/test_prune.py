@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TEST_CONFIG, command
-from trialign import steps
+from trialign import lease
 
 FILES = ["--configfile", "config/demo.yaml", "--configfile", "config/test.yaml"]
 LEAVES = ["mistral+sft+dpo@beta=0.1", "mistral+tpo@alpha=0.9@beta=0.2"]
@@ -129,8 +129,8 @@ def test_work_folders_without_a_holder_go_once_nothing_is_to_come(study: Path) -
         (folder / "scratch").mkdir(parents=True)
         (folder / "scratch" / "checkpoint").write_bytes(b"x" * 1000)
     birth = Path(f"/proc/{os.getpid()}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    (held / steps.LEASE).write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "birth": birth}))
-    (elsewhere / steps.LEASE).write_text(json.dumps({"host": "another", "pid": 1, "birth": "1"}))
+    (held / lease.LEASE).write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "birth": birth}))
+    (elsewhere / lease.LEASE).write_text(json.dumps({"host": "another", "pid": 1, "birth": "1"}))
     (study / "table1.csv").rename(study / "aside")
     prune(study, "--yes")
     assert abandoned.exists()  # a step is to come: this may be its checkpoint

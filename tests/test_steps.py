@@ -159,10 +159,10 @@ def test_a_lease_that_is_given_back_while_others_ask_for_it_is_no_error(tmp_path
     script = """
     import sys
     from pathlib import Path
-    from trialign import steps
-    steps.POLL_SECONDS = 0.0002
+    from trialign import lease
+    lease.POLL_SECONDS = 0.0002
     for k in range(300):
-        with steps._lease(Path(sys.argv[1]) / str(k)):
+        with lease.held(Path(sys.argv[1]) / str(k)):
             pass
     """
     command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]

@@ -14,3 +14,14 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the closest of `allowed`, or an empty string when none is close."""
     close = difflib.get_close_matches(name, list(allowed), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+class Again(Exception):
+    """A step ends here and is to be started again, in a job of its own under SLURM; what it did is kept.
+
+    after: the SLURM job that has to end first, if any.
+    """
+
+    def __init__(self, reason: str, after: str | None = None):
+        super().__init__(reason)
+        self.reason, self.after = reason, after

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from trialign import paths, steps
+from trialign import lease, paths, steps
 from trialign.config import Experiment
 from trialign.plan import MODEL_RULES, Dag, Job
 
@@ -166,7 +166,7 @@ def _bytes(folders: Iterable[Path]) -> int:
 def _work(dag: Dag, root: Path, *, everything: bool) -> Iterator[Entry]:
     """Yield work folders without a live lease: of finished steps; others if no step is to come or `everything`."""
     for folder in sorted((root / paths.WORK).glob("*")):
-        if not folder.is_dir() or steps.is_held(folder):
+        if not folder.is_dir() or lease.is_held(folder):
             continue
         over = folder.name.startswith(PARTS) or (root / paths.STORE / folder.name / steps.RUN_JSON).is_file()
         if over or everything or not dag.needed:

@@ -1,4 +1,4 @@
-"""How a step runs: lease, work directory, atomic publish, provenance. Every step goes through `run`.
+"""How a step runs: work directory under a lease, atomic publish, provenance. Every step goes through `run`.
 
 A step is a function of one argument, a `Step`. It reads `step.recipe` and `step.inputs`, writes its result into
 `step.out`, may keep what a restart needs (checkpoints) in `step.scratch`, and returns facts for `run.json`.
@@ -20,21 +20,18 @@ import platform
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from trialign import paths
+from trialign import lease, paths
 from trialign.errors import UserError
 from trialign.recipes import Recipe
 
 R = TypeVar("R")
 RUN_JSON = "run.json"
-LEASE = "lease.json"
-POLL_SECONDS = 0.2
 SNAKEMAKE_TIMESTAMP = ".snakemake_timestamp"  # appears in directory outputs after the step has ended
 VERSIONS = ("trialign", "torch", "transformers", "trl", "datasets", "accelerate", "lm-eval", "pandas", "numpy")
 
@@ -87,16 +84,16 @@ def run(recipe: Recipe, inputs: Mapping[str, tuple[Path, ...]], root: Path, outp
     """Make the step's result, or take it from the store, and link it into the folder `output`.
 
     root: the results tree. processes: see `Step`; no part of what identifies the result. Returns "made" or "restored".
-    Waits while another process of this host works on the very step (two outputs can be one step's: the tokenizers of
-    two models with one recipe). Raises UserError when an input is missing or another host holds the step; what the step
-    itself raises leaves its scratch folder to the next start.
+    One process at a time works on a step (two outputs can be one step's: the tokenizers of two models with one recipe):
+    see `lease.held` for what the others do. UserError: a missing input. Again: to be continued in another start. What
+    the step itself raises leaves its scratch folder to the next start.
     """
     fingerprints = {name: [input_fingerprint(path) for path in group] for name, group in inputs.items()}
     fingerprint = digest({"recipe": json.loads(recipe.canonical()), "inputs": fingerprints})
     stored = root / paths.STORE / fingerprint
     done = "restored"
     if not (stored / RUN_JSON).is_file():
-        with _lease(root / paths.WORK / fingerprint) as work:
+        with lease.held(root / paths.WORK / fingerprint) as work:
             if not (stored / RUN_JSON).is_file():
                 _make(recipe, inputs, fingerprints, fingerprint, work, stored, processes)
                 done = "made"
@@ -197,86 +194,6 @@ def _switch_off_hub(scratch: Path) -> None:
 def versions() -> dict[str, str]:
     """Return the installed versions of the packages that shape results."""
     return {name: importlib.metadata.version(name) for name in VERSIONS}
-
-
-@contextmanager
-def _lease(work: Path) -> Iterator[Path]:
-    """Hold the work directory, one process at a time: a dead holder of this host is followed, a live one waited for."""
-    lease = work / LEASE
-    mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "birth": _birth(os.getpid())})
-    while not _create(lease, mine):
-        if not _clear_dead(lease):
-            time.sleep(POLL_SECONDS)
-    try:
-        yield work
-    except BaseException:
-        lease.unlink(missing_ok=True)  # the scratch folder stays for the next start
-        raise
-    shutil.rmtree(work, ignore_errors=True)  # those that waited may be in there: they find the result in the store
-
-
-def is_held(work: Path) -> bool:
-    """Say whether a work directory has a holder that lives, or that may live on another host."""
-    try:
-        holder = json.loads((work / LEASE).read_text())
-    except FileNotFoundError:
-        return False
-    return holder["host"] != socket.gethostname() or _lives(holder)
-
-
-def _create(lease: Path, text: str) -> bool:
-    """Write the lease and give it its name in one step, so that none ever shows half; False if there is one already."""
-    draft = lease.with_name(f"{LEASE}.{os.getpid()}")
-    try:
-        lease.parent.mkdir(parents=True, exist_ok=True)  # fails where the folder vanishes while it looks at it
-        draft.write_text(text)
-        os.link(draft, lease)
-    except (FileExistsError, FileNotFoundError):  # held; or its holder has just finished and removed the folder
-        return False
-    finally:
-        draft.unlink(missing_ok=True)
-    return True
-
-
-def _clear_dead(lease: Path) -> bool:
-    """Remove the lease of a dead holder on this host; False if it lives. UserError for a holder on another host.
-
-    The lease is moved aside first: of several processes that found the same dead holder, one moves it, and a lease
-    that turns out to be another's by then is put back.
-    """
-    try:
-        text = lease.read_text()
-    except FileNotFoundError:
-        return True
-    holder = json.loads(text)
-    if holder["host"] != socket.gethostname():
-        raise UserError(
-            f"{lease}: held by process {holder['pid']} on host {holder['host']}; "
-            f"if that process is gone, delete this file and start again"
-        )
-    if _lives(holder):
-        return False
-    aside = lease.with_name(f"{LEASE}.dead.{os.getpid()}")
-    with suppress(FileNotFoundError):
-        lease.rename(aside)
-        if aside.read_text() != text:
-            aside.rename(lease)
-        else:
-            aside.unlink()
-    return True
-
-
-def _lives(holder: Mapping[str, Any]) -> bool:
-    """Say whether a holder on this host is the process that wrote the lease."""
-    return _birth(holder["pid"]) == holder["birth"]
-
-
-def _birth(pid: int) -> str | None:
-    """Return the kernel's start time of a process, None if there is none: a reused pid has another."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except OSError:
-        return None
 
 
 def _provenance_path(recipe: Any, root: Path, output: Path) -> Path:

@@ -1,0 +1,120 @@
+"""What SLURM says of jobs, from its own commands: state, why one waits, how long one has left.
+
+Nothing here submits or ends a job. Reads `squeue` first, which answers on every cluster; a job that it has forgotten
+(MinJobAge after its end) is asked of `sacct`, where there is accounting.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from trialign.errors import UserError
+
+TIMEOUT = 60.0
+# squeue(1) and sacct(1), "JOB STATE CODES". What holds processes, what will, and what SLURM ended for its own reasons.
+ALIVE = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"})
+WAITING = frozenset(
+    {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+)
+LOST = frozenset({"PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "REVOKED"})
+_UNKNOWN_JOB = "Invalid job id"
+_DURATION = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)")
+
+
+class Job(NamedTuple):
+    """A job as squeue has it. id: `123`, or `123_4` for a task of an array. reason: why it waits, or ended so."""
+
+    id: str
+    state: str
+    reason: str
+    nodes: str
+    name: str
+    exit_code: str = ""
+
+
+class Silent(UserError):
+    """SLURM did not answer."""
+
+
+def own_job() -> str | None:
+    """Return the id of the job that this process runs in; None outside of one."""
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def queued() -> dict[str, Job]:
+    """Return this user's jobs, also those that ended lately, by id. Silent: SLURM does not answer."""
+    told = _ask("squeue", "--me", "--array", "--states=all", "--noheader", "--format=%i|%T|%r|%N|%j")
+    return {job.id: job for job in (Job(*line.split("|")) for line in told.splitlines() if line.count("|") == 4)}
+
+
+def accounted(ids: Iterable[str]) -> dict[str, Job]:
+    """Return jobs as the accounting knows them, none where there is no accounting."""
+    wanted = ",".join(ids)
+    try:
+        told = _ask("sacct", "-X", "-n", "-P", "-j", wanted, "-o", "JobID,State,Reason,NodeList,JobName,ExitCode")
+    except Silent:
+        return {}
+    jobs = (Job(*line.split("|")) for line in told.splitlines() if line.count("|") == 5)
+    return {job.id: job._replace(state=plain(job.state)) for job in jobs}
+
+
+def plain(state: str) -> str:
+    """Return a state without what follows it: accounting says `CANCELLED by 0`, and `COMPLETED+` where it cuts."""
+    return (state.split() or [""])[0].rstrip("+")
+
+
+def exit_code(job: str) -> str:
+    """Return `exit:signal` of a job that ended lately, as SLURM writes it; empty where it does not know."""
+    try:
+        told = _ask("scontrol", "--oneliner", "show", "job", job)
+    except Silent:
+        return ""
+    found = re.search(r"\bExitCode=(\d+:\d+)", told)
+    return found[1] if found else ""
+
+
+def state(job: str) -> str | None:
+    """Return the state of any user's job; None for a job that SLURM does not know any more. Silent: no answer."""
+    try:
+        told = _ask("squeue", "--states=all", "--noheader", "--job", job, "--format=%T")
+    except Silent as error:
+        if _UNKNOWN_JOB in str(error):
+            return None
+        raise
+    return told.split()[0] if told.split() else None
+
+
+def seconds_left() -> float | None:
+    """Return the seconds until this process's job ends by its time limit; None outside of one, or without a limit."""
+    job = own_job()
+    if job is None:
+        return None
+    try:
+        told = _ask("squeue", "--noheader", "--job", job, "--format=%L").split()
+    except Silent:
+        return None
+    return duration(told[0]) if told else None
+
+
+def duration(text: str) -> float | None:
+    """Return `days-hours:minutes:seconds`, in seconds; None for UNLIMITED, INVALID and other words."""
+    found = _DURATION.fullmatch(text.strip())
+    if not found:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+def _ask(*command: str) -> str:
+    """Return what a command prints. Silent: it is not there, fails, or takes more than a minute."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Silent(f"{command[0]}: {error}") from None
+    if done.returncode:
+        raise Silent(f"{command[0]}: {(done.stderr.strip().splitlines() or ['it failed'])[-1]}")
+    return done.stdout

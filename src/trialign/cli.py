@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trialign.errors import UserError
+from trialign.errors import Again, UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,7 +36,7 @@ def step(
     processes: Annotated[int, typer.Option(min=1, help="Processes of a training, one for each GPU.")] = 1,
 ) -> None:
     """Run one step: make its result, or take it from the store, and link it into OUTPUT."""
-    from trialign import recipes, steps
+    from trialign import paths, recipes, steps
 
     try:
         parsed = recipes.parse(recipe)
@@ -48,11 +48,18 @@ def step(
         groups[name] += (Path(path),)
     terminal = _send_output_to(log)
     script = _write_script(log.with_suffix(".sh"))
+    marker = log.with_suffix(paths.AGAIN)
+    marker.unlink(missing_ok=True)
     try:
         done = steps.run(parsed, groups, root, output, processes)
         print(f"{done} {output}", flush=True)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+    except Again as again:
+        print(f"to be started again: {again}", file=sys.stderr, flush=True)
+        marker.write_text(json.dumps({"reason": again.reason, "after": again.after}))
+        print(f"{parsed.step} {output}: {again}; start it again, it goes on from there", file=terminal, flush=True)
+        raise typer.Exit(1) from None
     except Exception as error:
         if not isinstance(error, UserError):
             traceback.print_exc()

@@ -22,6 +22,7 @@ STORE = ".store"
 WORK = ".work"
 STAMP = "experiment.json"
 PROVENANCE = "provenance"
+AGAIN = ".again"  # in place of a log's suffix: its step is to be started again, and why
 
 WORLD = "<results>/data/world"
 SOURCE = "<results>/data/source/{source}"

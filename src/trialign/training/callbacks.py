@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import signal
 import sys
 import time
 from datetime import timedelta
@@ -13,6 +14,9 @@ from typing import Any
 
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from trialign import slurm
+from trialign.errors import Again
 
 CHECKPOINT_SECONDS = 600.0
 PROGRESS_SECONDS = 5.0
@@ -73,22 +77,52 @@ class StopDiverged(TrainerCallback):
 
 
 class CheckpointClock(TrainerCallback):
-    """Ask for a checkpoint every TRIALIGN_CHECKPOINT_SECONDS (600), never after the last step."""
+    """Ask for a checkpoint every TRIALIGN_CHECKPOINT_SECONDS (600), and for a last one before time is up.
+
+    Time is up before the end of the SLURM job that this runs in (Again: it goes on in another), or at SIGTERM, which
+    SLURM sends to what it cancels or preempts (SystemExit). Nothing is asked for after the last step.
+    """
 
     def __init__(self) -> None:
         self._seconds = float(os.environ.get("TRIALIGN_CHECKPOINT_SECONDS", CHECKPOINT_SECONDS))
-        self._last = 0.0
+        self._last = self._step_began = self._save_began = 0.0
+        self._slowest_step = self._slowest_save = 0.0
+        self._end, self._slack = math.inf, 0.0
+        self._told_to_end, self._stop = False, False
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._last = time.monotonic()
+        self._last = self._step_began = time.monotonic()
+        left = slurm.seconds_left()
+        if left is not None:
+            self._end, self._slack = self._last + left, min(60.0, left / 10)
+            print(f"the job ends in {timedelta(seconds=round(left))} at the latest", file=sys.stderr, flush=True)
+        if slurm.own_job():
+            signal.signal(signal.SIGTERM, self._terminate)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step < state.max_steps and _first_says(time.monotonic() - self._last >= self._seconds):
+        now = time.monotonic()
+        self._slowest_step, self._step_began = max(self._slowest_step, now - self._step_began), now
+        needed = self._slack + 2 * self._slowest_step + 3 * self._slowest_save
+        due = now - self._last >= self._seconds
+        due, self._stop = _first_says((due, self._told_to_end or now + needed >= self._end))
+        if state.global_step < state.max_steps and (due or self._stop):
             control.should_save = True
-            self._last = time.monotonic()
+            self._save_began = now
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._last = self._step_began = time.monotonic()
+        self._slowest_save = max(self._slowest_save, self._last - self._save_began)
+        if self._stop and self._told_to_end:
+            print(f"told to end: checkpoint at step {state.global_step}", file=sys.stderr, flush=True)
+            sys.exit(128 + signal.SIGTERM)
+        if self._stop:
+            raise Again(f"out of time at step {state.global_step} of {state.max_steps}, with a checkpoint")
+
+    def _terminate(self, *_: Any) -> None:
+        self._told_to_end = True
 
 
-def _first_says(answer: bool) -> bool:
+def _first_says(answer: tuple[bool, bool]) -> tuple[bool, bool]:
     """Return the first process's answer: their clocks differ, and all of them must write a checkpoint or none."""
     if not (dist.is_available() and dist.is_initialized()):
         return answer

@@ -16,32 +16,36 @@ from pathlib import Path
 from typing import Any
 
 from trialign import recipes
-from trialign.errors import UserError
+from trialign.errors import Again, UserError
 from trialign.steps import Step
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_FACTS, _MISTAKE = "facts.json", "mistake.txt"
+_FACTS, _MISTAKE, _AGAIN = "facts.json", "mistake.txt", "again.txt"
 
 
 def launch(step: Step[recipes.TrainRecipe]) -> dict[str, Any]:
-    """Run the step's training in `step.processes` processes. Returns its facts; UserError as one of them raised it."""
-    for name in (_FACTS, _MISTAKE):
+    """Run the step's training in `step.processes` processes. Returns its facts; UserError, Again: as one raised it."""
+    for name in (_FACTS, _MISTAKE, _AGAIN):
         (step.scratch / name).unlink(missing_ok=True)
     order = step.scratch / "order.json"
     inputs = {name: [str(path) for path in group] for name, group in step.inputs.items()}
     told = {"recipe": step.recipe.canonical(), "inputs": inputs, "out": str(step.out), "scratch": str(step.scratch)}
     order.write_text(json.dumps(told))
-    done = subprocess.run(
+    running = subprocess.Popen(
         [
             sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={step.processes}",
             "-m", __name__, str(order),
         ],
-        preexec_fn=_end_with_parent, check=False,
+        preexec_fn=_end_with_parent,  # noqa: PLW1509 there are no threads yet
     )  # fmt: skip
+    signal.signal(signal.SIGTERM, lambda *_: running.terminate())  # the lease is held until they have ended
+    status = running.wait()
     if (step.scratch / _MISTAKE).is_file():
         raise UserError((step.scratch / _MISTAKE).read_text())
-    if done.returncode or not (step.scratch / _FACTS).is_file():
-        raise RuntimeError(f"one of {step.processes} training processes ended with status {done.returncode}: see above")
+    if (step.scratch / _AGAIN).is_file():
+        raise Again((step.scratch / _AGAIN).read_text())
+    if status or not (step.scratch / _FACTS).is_file():
+        raise RuntimeError(f"one of {step.processes} training processes ended with status {status}: see above")
     return json.loads((step.scratch / _FACTS).read_text())
 
 
@@ -64,9 +68,8 @@ def _main(order: Path) -> None:
     out, scratch = Path(told["out"]), Path(told["scratch"])
     try:
         facts = train_here(Step(recipes.parse(told["recipe"]), inputs, out, scratch, int(os.environ["WORLD_SIZE"])))
-    except UserError as error:
-        if is_first():
-            (scratch / _MISTAKE).write_text(str(error))
+    except (UserError, Again) as error:  # any of them may run out of memory; of time, all do
+        (scratch / (_MISTAKE if isinstance(error, UserError) else _AGAIN)).write_text(str(error))
         sys.exit(1)
     if is_first():
         (scratch / _FACTS).write_text(json.dumps(facts))

@@ -40,7 +40,7 @@ from transformers import (
 from transformers.utils import is_flash_attn_2_available, logging
 
 from trialign import diverged, methods
-from trialign.errors import UserError
+from trialign.errors import Again, UserError
 from trialign.methods import Method, TrlSpec
 from trialign.recipes import TrainRecipe, View
 from trialign.settings import Training
@@ -63,6 +63,7 @@ _PAIRS: Mapping[View, tuple[str, str]] = {
 }
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 _TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja")
+_MICRO_BATCH = "micro_batch"  # in the scratch folder: what an earlier start fell back to
 _TIMES = ("runtime", "samples_per_second", "steps_per_second", "epoch")
 
 
@@ -77,7 +78,8 @@ def train_here(step: Step[TrainRecipe]) -> dict[str, Any]:
     Writes `model/` (fp32 weights, the parent's tokenizer) and `log.jsonl` (the trainer's log) and returns facts.
     Resumes from the newest checkpoint in `step.scratch`. A run that diverges ends with `model/diverged.json` in place
     of weights. UserError if the method cannot read the view, if the parent diverged, or if the batch cannot be split
-    over the processes as it would have to be.
+    over the processes as it would have to be. Again: out of the job's time, or out of GPU memory, which the next start
+    meets with a smaller micro-batch of the same global batch.
     """
     recipe, parent = step.recipe, step.input("parent")
     if facts := diverged.read(parent):
@@ -87,14 +89,17 @@ def train_here(step: Step[TrainRecipe]) -> dict[str, Any]:
     _check(recipe, method)
     rows = {split: read_rows(step.input("tokens") / f"{split}.parquet", recipe) for split in ("train", "eval")}
     rows["train"] = _packed(rows["train"], recipe)
-    split = split_batch(recipe, method, step.processes, len(rows["train"]))
+    split = split_batch(recipe, method, step.processes, len(rows["train"]), _smaller(step.scratch))
     trainer = build_trainer(recipe, parent, rows, step.scratch, split)
     tokens_per_epoch = _tokens(rows["train"])
     trainer.add_callback(Progress(tokens_per_epoch * recipe.training.batch / len(rows["train"])))
 
     checkpoint = newest_checkpoint(step.scratch)
     started = time.monotonic()
-    finite = _run(trainer, checkpoint, step.out / "model")
+    try:
+        finite = _run(trainer, checkpoint, step.out / "model")
+    except torch.OutOfMemoryError as error:
+        raise _out_of_memory(error, method, split, step.scratch) from error
     seconds = time.monotonic() - started
     final = _final(trainer) if finite else None
     if finite:
@@ -137,14 +142,14 @@ class Split(NamedTuple):
     accumulation: int
 
 
-def split_batch(recipe: TrainRecipe, method: Method, processes: int, rows: int) -> Split:
-    """Return the split of the recipe's global batch over `processes`.
+def split_batch(recipe: TrainRecipe, method: Method, processes: int, rows: int, at_most: int | None = None) -> Split:
+    """Return the split of the recipe's global batch over `processes`, in micro-batches of `at_most` so many prompts.
 
     UserError where it does not divide, where TRL's loss of the method would depend on the split, and where a last batch
     of fewer prompts could not be split like the others (rows: how many prompts there are).
     """
     batch = recipe.training.batch
-    micro = recipe.training.micro_batch or max(1, batch // processes)
+    micro = min(recipe.training.micro_batch or max(1, batch // processes), at_most or batch)
     if micro * processes == batch and processes == 1:
         return Split(1, batch, 1)
     if method.micro_batch_is_global:
@@ -164,6 +169,25 @@ def split_batch(recipe: TrainRecipe, method: Method, processes: int, rows: int) 
             "micro-batch"
         )
     return Split(processes, micro, batch // (micro * processes))
+
+
+def _smaller(scratch: Path) -> int | None:
+    """Return the micro-batch that an earlier start fell back to."""
+    fallen = scratch / _MICRO_BATCH
+    return int(fallen.read_text()) if fallen.is_file() else None
+
+
+def _out_of_memory(error: Exception, method: Method, split: Split, scratch: Path) -> Exception:
+    """Return what to raise where a GPU was too small: half the micro-batch next time, where the loss stays the same."""
+    what = f"out of GPU memory with {split.micro_batch} prompts at a time on {split.processes} device(s)"
+    if method.micro_batch_is_global or split.micro_batch == 1:
+        return UserError(
+            f"{what} ({str(error).splitlines()[0]}): take more GPUs (resources.train.gpus) or larger ones, "
+            "training.gradient_checkpointing: true, or a smaller max_length of the data"
+            + (f"; TRL's loss of {method.name} needs its batch whole" if method.micro_batch_is_global else "")
+        )
+    (scratch / _MICRO_BATCH).write_text(str(split.micro_batch // 2))
+    return Again(f"{what}; goes on with {split.micro_batch // 2}")
 
 
 def build_trainer(

@@ -70,7 +70,7 @@ def test_more_jobs_at_a_time_take_less_time_down_to_the_critical_path() -> None:
     one, many = (planned("results/table2.csv", "--jobs", number) for number in ("1", "1000"))
     assert many["wall_hours"] == many["critical_path_hours"] == one["critical_path_hours"] < one["wall_hours"]
     assert one["wall_hours"] == pytest.approx(sum(row["hours"] for row in one["by_stage"]), abs=0.1)
-    assert planned("results/table2.csv", "--profile", "slurm")["jobs_at_a_time"] == 50
+    assert planned("results/table2.csv", "--profile", "slurm")["jobs_at_a_time"] == 200
     assert planned("results/table2.csv", "--rate", "3.5")["gpu_usd"] == pytest.approx(3.5 * one["gpu_hours"], abs=0.01)
 
 

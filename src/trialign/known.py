@@ -377,26 +377,25 @@ def resource_names(rule: str) -> tuple[str, ...]:
 
 def fixed_resources(experiment: Experiment, rule: str) -> dict[str, int]:
     """Return the resources that are the same for all jobs of a rule: as numbers they cost Snakemake a tenth."""
-    given = resources(experiment, rule)
     if rule not in RESOURCES:
         alike = rule_resources(experiment, rule, {})
         return {name: alike[name] for name in resource_names(rule)}
-    named = {"mem_mb": given.mem_mb, "runtime": given.runtime}
-    gpus = {"gpu": given.gpus} if rule in MEASURED else {}
-    return gpus | {name: value for name, value in named.items() if value}
+    return {"gpu": resources(experiment, rule).gpus} if rule in MEASURED else {}
 
 
-def rule_resources(experiment: Experiment, rule: str, wildcards: Mapping[str, str]) -> dict[str, int]:
+def rule_resources(experiment: Experiment, rule: str, wildcards: Mapping[str, str], attempt: int = 1) -> dict[str, int]:
     """Return the resources of a job, whole numbers: what the config gives, the rest from its estimate.
 
-    mem_mb; runtime (minutes, the limit); seconds (expected); gpu_minutes; disk_mb (what stays) and scratch_mb (what it
-    holds besides while it runs); judge_tokens_in and judge_tokens_out. Rules declare those of `resource_names`.
+    Each attempt after the first has half as much memory and time again. mem_mb; runtime (minutes, the limit); seconds
+    (expected); gpu_minutes; disk_mb (what stays) and scratch_mb (what it holds besides while it runs); judge_tokens_in
+    and judge_tokens_out. Rules declare those of `resource_names`.
     """
     given, found = resources(experiment, rule), estimate(experiment, rule, wildcards)
     minutes = 5 + experiment.resources.safety * found.seconds / 60
+    more = (attempt + 1) / 2
     return {
-        "mem_mb": given.mem_mb or _up(found.mem_mb, 1000),
-        "runtime": given.runtime or _up(minutes, 5),
+        "mem_mb": _up(more * (given.mem_mb or _up(found.mem_mb, 1000)), 1),
+        "runtime": _up(more * (given.runtime or _up(minutes, 5)), 1),
         "seconds": max(1, round(found.seconds)),
         "gpu_minutes": _up(found.gpu_hours * 60, 1),
         "disk_mb": _up(found.disk_mb, 1),

@@ -93,11 +93,13 @@ def asks(rule):
 
 
 def estimated(rule, name):
-    """A resource function: one resource of a job."""
+    """A resource function: one resource of a job, more of some at each attempt."""
 
-    def of(wildcards):
+    def of(wildcards, attempt):
         return checked(
-            lambda: known.rule_resources(experiment, rule, dict(wildcards))[name]
+            lambda: known.rule_resources(experiment, rule, dict(wildcards), attempt)[
+                name
+            ]
         )
 
     return signed(of)

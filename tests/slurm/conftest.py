@@ -1,0 +1,115 @@
+"""A scratch cluster of each kind for the tests of this folder, and a workflow in miniature to run on it.
+
+Without SLURM's programs they skip, unless TRIALIGN_REQUIRE_SLURM is set, as continuous integration sets it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.slurm import cluster as scratch
+from tests.slurm.cluster import Cluster
+
+
+def _cluster(root: Path, *, accounting: bool) -> Iterator[Cluster]:
+    if lacks := scratch.missing(accounting=accounting):
+        reason = f"SLURM is not installed: {', '.join(lacks)}"
+        if os.environ.get("TRIALIGN_REQUIRE_SLURM"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with scratch.running(root / "cluster", accounting=accounting) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster without accounting."""
+    yield from _cluster(tmp_path_factory.mktemp("plain"), accounting=False)
+
+
+@pytest.fixture(scope="session")
+def accounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster with accounting and munge."""
+    yield from _cluster(tmp_path_factory.mktemp("accounted"), accounting=True)
+
+
+class Workflow:
+    """A Snakefile in a folder of its own, and the controllers that run it."""
+
+    def __init__(self, folder: Path, cluster: Cluster, rules: str) -> None:
+        self.folder, self.cluster = folder, cluster
+        self.controllers: list[subprocess.Popen[str]] = []
+        (folder / "Snakefile").write_text(rules)
+
+    def start(self, *options: str, executor: str = "trialign-slurm", partition: str = "gpu") -> subprocess.Popen[str]:
+        """Start a controller in a session of its own; its output goes to controller<k>.log."""
+        log = (self.folder / f"controller{len(self.controllers)}.log").open("w")
+        command = [
+            f"{Path(sys.executable).parent}/snakemake", "--executor", executor, "--jobs", "50", "--keep-going",
+            "--default-resources", "slurm_account=lab", f"slurm_partition={partition}", "mem_mb=300", "runtime=5",
+            "--rerun-incomplete", "--latency-wait", "5", f"--{executor}-init-seconds-before-status-checks", "1",
+            f"--{executor}-keep-successful-logs", *options,
+        ]  # fmt: skip
+        env = self.cluster.env | {"OMP_NUM_THREADS": "1"}
+        controller = subprocess.Popen(
+            command, cwd=self.folder, env=env, stdout=log, stderr=log, text=True, start_new_session=True
+        )
+        self.controllers.append(controller)
+        return controller
+
+    def finish(self, controller: subprocess.Popen[str], seconds: float = 90) -> int:
+        """Wait for a controller, kill it after `seconds`. Returns its exit status."""
+        try:
+            return controller.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(controller.pid, signal.SIGKILL)
+            controller.wait()
+            raise AssertionError(f"it waits forever:\n{self.said()}") from None
+
+    def said(self) -> str:
+        """Return what the controllers printed."""
+        return "\n".join(log.read_text() for log in sorted(self.folder.glob("controller*.log")))
+
+    def wait_for(self, what: str, seen: Callable[[], bool], seconds: float = 40) -> None:
+        """Wait until something is so."""
+        end = time.monotonic() + seconds
+        while not seen():
+            assert time.monotonic() < end, (
+                f"{what} did not come about:\n{self.said()}\n{self.cluster.jobs('%i', '%T', '%r', '%k')}"
+            )
+            time.sleep(0.1)
+
+    def jobs(self, states: str = "all") -> list[str]:
+        """Return the SLURM ids of this workflow's jobs."""
+        return [number for number, folder in self.cluster.jobs("%i", "%Z", states=states) if folder == str(self.folder)]
+
+    def end(self) -> None:
+        """Kill the controllers and cancel the jobs."""
+        for controller in self.controllers:
+            if controller.poll() is None:
+                os.killpg(controller.pid, signal.SIGKILL)
+                controller.wait()
+        if left := self.jobs("pending,running,suspended"):
+            self.cluster.run("scancel", *left, check=False)
+
+
+@pytest.fixture
+def workflow(tmp_path: Path) -> Iterator[Callable[[Cluster, str], Workflow]]:
+    """Return a function that makes a workflow for a cluster."""
+    made: list[Workflow] = []
+
+    def make(cluster: Cluster, rules: str) -> Workflow:
+        made.append(Workflow(tmp_path, cluster, rules))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.end()

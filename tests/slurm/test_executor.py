@@ -1,0 +1,197 @@
+"""The executor on a real SLURM: whatever ends a job leads to another start or a clear failure; nothing waits forever.
+
+The steps are shell lines that write down each of their starts, so that a second one that should not be is seen.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from importlib.metadata import version
+
+import pytest
+
+from snakemake_executor_plugin_trialign_slurm import Verdict, verdict
+from tests.slurm.cluster import Cluster
+from tests.slurm.conftest import Workflow
+
+Make = Callable[[Cluster, str], Workflow]
+
+# Each start adds a line to starts/<name>; the first one does BODY, the others finish at once.
+STEP = """
+rule all:
+    input: [f"out/{name}" for name in NAMES]
+
+rule step:
+    output: "out/{name}"
+    log: "logs/{name}.log"
+    RESOURCES
+    shell:
+        "mkdir -p starts; echo $SLURM_JOB_ID >> starts/{wildcards.name}; "
+        "if [ $(wc -l < starts/{wildcards.name}) = 1 ]; then BODY; fi; echo done > {output}"
+"""
+HANG = "while [ ! -e go ]; do sleep 0.2; done"
+
+
+def steps(names: list[str], body: str = HANG, resources: str = "") -> str:
+    return f"NAMES = {names!r}\n" + STEP.replace("BODY", body).replace("RESOURCES", resources)
+
+
+def starts(workflow: Workflow, name: str) -> int:
+    path = workflow.folder / "starts" / name
+    return len(path.read_text().split()) if path.exists() else 0
+
+
+def running(workflow: Workflow, *names: str) -> Callable[[], bool]:
+    return lambda: all(starts(workflow, name) for name in names)
+
+
+def test_a_cancelled_job_counts_as_failed_and_is_tried_again(accounted: Cluster, workflow: Make) -> None:
+    """Upstream reads `CANCELLED by 0` in sacct and waits forever."""
+    flow = workflow(accounted, steps(["a", "b"]))
+    controller = flow.start("--retries", "1")
+    flow.wait_for("start", running(flow, "a", "b"))
+    accounted.run("scancel", (flow.folder / "starts/a").read_text().strip())
+    (flow.folder / "go").touch()
+    assert flow.finish(controller) == 0
+    assert (starts(flow, "a"), starts(flow, "b")) == (2, 1)
+    assert "cancelled, not by this run" in flow.said()
+
+
+def test_what_upstream_does_with_a_cancelled_job(accounted: Cluster, workflow: Make) -> None:
+    """As long as this holds the subclass is needed; when it fails, the pinned plugin has mended it."""
+    flow = workflow(accounted, steps(["a"]))
+    controller = flow.start("--slurm-status-command", "sacct", executor="slurm")
+    flow.wait_for("start", running(flow, "a"))
+    accounted.run("scancel", (flow.folder / "starts/a").read_text().strip())
+    with pytest.raises(AssertionError, match="it waits forever"):
+        flow.finish(controller, 15)
+    assert version("snakemake-executor-plugin-slurm") == "2.8.0"
+
+
+@pytest.mark.parametrize(("partition", "restarts"), [("gpu", "requeued by SLURM"), ("scavenge", "starts anew")])
+def test_a_preempted_job_starts_anew_and_loses_no_attempt(
+    plain: Cluster, workflow: Make, partition: str, restarts: str
+) -> None:
+    flow = workflow(plain, steps(["a"], resources="resources: mem_mb=60000, runtime=5"))
+    controller = flow.start("--retries", "0", partition=partition)
+    flow.wait_for("start", running(flow, "a"))
+    urgent = plain.run(
+        "sbatch", "--parsable", "-p", "high", "-N4", "--mem=60000", "-t5", "-o", "/dev/null", "--wrap", "sleep 3"
+    ).strip()
+    if partition == "gpu":  # SLURM keeps what it requeued waiting for two minutes
+        flow.wait_for("requeue", lambda: ["PENDING", "BeginTime"] in plain.jobs("%T", "%r"))
+        plain.run("scontrol", "update", f"jobid={flow.jobs()[0]}", "starttime=now")
+    assert flow.finish(controller) == 0
+    assert starts(flow, "a") == 2
+    assert ("starts anew: SLURM ended it: PREEMPTED" in flow.said()) == (restarts == "starts anew")
+    assert urgent not in flow.jobs()
+
+
+def test_a_lost_node_costs_a_start_and_spoils_no_later_submission(accounted: Cluster, workflow: Make) -> None:
+    """Upstream puts `None assigned` into --exclude (issue 485)."""
+    flow = workflow(accounted, steps(["a"], resources="resources: slurm_extra='-w node3'"))
+    controller = flow.start("--retries", "0", "--trialign-slurm-no-requeue")
+    flow.wait_for("start", running(flow, "a"))
+    accounted.stop_node("node3")
+    accounted.start_node("node3")
+    assert flow.finish(controller) == 0
+    assert starts(flow, "a") == 2
+    assert "SLURM ended it: NODE_FAIL" in flow.said()
+
+
+def test_jobs_of_a_killed_controller_are_followed_by_the_next(plain: Cluster, workflow: Make) -> None:
+    """SIGKILL of the controller; the next start finds its jobs, starts none of them twice and waits for their end."""
+    names = ["a", "b", "c"]
+    flow = workflow(plain, steps(names))
+    first = flow.start()
+    flow.wait_for("start", running(flow, *names))
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    second = flow.start("--nolock")
+    flow.wait_for("adoption", lambda: flow.said().count("of an earlier start is RUNNING: following it") == 3)
+    (flow.folder / "go").touch()
+    assert flow.finish(second) == 0
+    assert [starts(flow, name) for name in names] == [1, 1, 1]
+    assert len(flow.jobs()) == 3
+
+
+def test_an_interrupt_cancels_what_runs_and_what_waits(plain: Cluster, workflow: Make) -> None:
+    flow = workflow(plain, steps(["a", "b"]))
+    controller = flow.start()
+    flow.wait_for("start", running(flow, "a", "b"))
+    controller.send_signal(signal.SIGINT)
+    assert flow.finish(controller, 60) != 0
+    flow.wait_for("end", lambda: not flow.jobs("pending,running,completing"))
+    (flow.folder / "go").touch()
+    assert flow.finish(flow.start()) == 0
+    assert not list((flow.folder / ".snakemake/trialign/jobs").glob("*"))
+
+
+def test_a_step_that_asks_for_it_starts_anew_and_loses_no_attempt(plain: Cluster, workflow: Make) -> None:
+    ask = 'echo \'{{\\"reason\\": \\"out of time\\", \\"after\\": null}}\' > logs/{wildcards.name}.again; exit 1'
+    flow = workflow(plain, steps(["a"], body=ask))
+    assert flow.finish(flow.start("--retries", "0")) == 0, flow.said()
+    assert starts(flow, "a") == 2 and "starts anew: out of time" in flow.said()
+
+
+def test_a_step_that_another_job_holds_comes_after_it(plain: Cluster, workflow: Make) -> None:
+    """It is submitted with a dependency, and holds no allocation meanwhile."""
+    other = plain.run("sbatch", "--parsable", "-n1", "-t5", "-o", "/dev/null", "--wrap", "sleep 300").strip()
+    ask = (
+        f'echo \'{{{{\\"reason\\": \\"held\\", \\"after\\": \\"{other}\\"}}}}\' > logs/{{wildcards.name}}.again; exit 1'
+    )
+    flow = workflow(plain, steps(["a"], body=ask))
+    controller = flow.start("--retries", "0")
+    flow.wait_for("second job", lambda: ["PENDING", "Dependency"] in plain.jobs("%T", "%r"))
+    plain.run("scancel", other)
+    assert flow.finish(controller) == 0
+    assert starts(flow, "a") == 2
+
+
+def test_a_silent_scheduler_is_waited_for(plain: Cluster, workflow: Make) -> None:
+    flow = workflow(plain, steps(["a"]))
+    controller = flow.start()
+    flow.wait_for("start", running(flow, "a"))
+    plain.stop_controller()
+    flow.wait_for("notice", lambda: "SLURM does not answer" in flow.said())
+    plain.start_controller()
+    (flow.folder / "go").touch()
+    assert flow.finish(controller) == 0
+    assert starts(flow, "a") == 1 and "SLURM answers again" in flow.said()
+
+
+def test_alike_jobs_become_one_array_and_others_keep_their_resources(plain: Cluster, workflow: Make) -> None:
+    """Upstream gives all tasks of an array the resources of the first, and waits until a whole rule is ready."""
+    names = [f"small{k}" for k in range(5)] + ["large"]
+    memory = "resources: mem_mb=lambda wildcards: 700 if wildcards.name == 'large' else 300"
+    flow = workflow(plain, steps(names, body="true", resources=memory))
+    controller = flow.start("--trialign-slurm-array-jobs", "all")
+    assert flow.finish(controller) == 0, flow.said()
+    assert all(starts(flow, name) == 1 for name in names)
+    ids = flow.jobs()
+    assert len(ids) == 6 and sum("_" in number for number in ids) == 5
+    asked = {row[0]: row[1] for row in plain.jobs("%i", "%m") if row[0] in ids}
+    assert asked[next(number for number in ids if "_" not in number)] == "700M"
+    logs = sorted(path.name for path in (flow.folder / ".snakemake/slurm_logs/rule_step").glob("*_*.log"))
+    assert logs == sorted(f"{number}.log" for number in ids if "_" in number)
+
+
+def test_a_failed_job_says_how_it_ended(plain: Cluster, workflow: Make) -> None:
+    flow = workflow(plain, steps(["a"], body="exit 7"))
+    assert flow.finish(flow.start("--retries", "0")) != 0
+    assert "FAILED, exit code 1:0" in flow.said()
+
+
+@pytest.mark.parametrize(
+    ("state", "meaning"),
+    [
+        ("COMPLETED", Verdict.DONE), ("PENDING", Verdict.GOES_ON), ("COMPLETING", Verdict.GOES_ON),
+        ("SUSPENDED", Verdict.GOES_ON), ("REQUEUED", Verdict.GOES_ON), ("PREEMPTED", Verdict.LOST),
+        ("NODE_FAIL", Verdict.LOST), ("CANCELLED", Verdict.FAILED), ("TIMEOUT", Verdict.FAILED),
+        ("OUT_OF_MEMORY", Verdict.FAILED), ("LAUNCH_FAILED", Verdict.FAILED), ("A_NEW_ONE", Verdict.FAILED),
+    ],
+)  # fmt: skip
+def test_every_state_has_a_meaning(state: str, meaning: Verdict) -> None:
+    assert verdict(state) is meaning

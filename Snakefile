@@ -37,6 +37,7 @@ onstart:
     checked(preflight.check_workflow, experiment, workflow)
     checked(study.check_lock, experiment)
     stamp(experiment)
+    controller.register(workflow.persistence._lockfile.values())
 
 
 localrules:

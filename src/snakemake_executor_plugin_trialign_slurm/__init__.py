@@ -9,17 +9,20 @@ replaced, and each change has its reason here (docs/slurm.md tells users the sam
   issue 485): no node is excluded here, SLURM itself keeps jobs off nodes that are down.
 - A preempted job, one of a lost node, and a step that asks for another start (out of time with a checkpoint, out of GPU
   memory with a smaller micro-batch, its work held by another job) are submitted anew without counting as an attempt.
-- Jobs of a killed controller lived on beside their duplicates: they are found in the ledger and followed on.
+- Jobs of a killed controller lived on beside their duplicates: they are found in the ledger and followed on; one that
+  was being submitted at that moment, which no ledger has, is cancelled.
 - Array tasks all got the resources of the first and waited for the whole rule to be ready: alike jobs that are ready
-  together form an array.
+  together form an array, of no more tasks than the kernel takes: all their commands travel in one argument.
 - The account was checked by a call of sacctmgr for every job, and guessed wrongly where there was none: taken as given.
 - Ctrl-C cancelled what was followed at that moment, not what was being submitted: cancelled by name as well, in chunks.
 """
 
 import json
+import os
 import shlex
 import subprocess
 import time
+import zlib
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -33,13 +36,15 @@ from snakemake_executor_plugin_slurm import common_settings
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.jobs import JobExecutorInterface
 
-from trialign import ledger, paths, slurm
+from trialign import controller, ledger, paths, slurm
 
 __all__ = ["Executor", "ExecutorSettings", "common_settings"]
 
 LOST_LIMIT = 20  # how often a job may lose its node or be preempted before it counts as failed
 SUMMARY_SECONDS = 60.0
 CANCEL_CHUNK = 500
+# Bytes of the commands of an array, as the plugin packs them: Linux takes 128 KiB in one argument (MAX_ARG_STRLEN).
+ARRAY_BYTES = 90_000
 # squeue(1), "JOB REASON CODES": those that no waiting cures.
 _STUCK = ("JobHeld", "launch failed requeued held", "BadConstraints", "DependencyNeverSatisfied", "AccountNotAllowed",
           "PartitionNodeLimit", "PartitionTimeLimit", "PartitionDown", "PartitionInactive", "InvalidAccount",
@@ -82,9 +87,15 @@ class Executor(SlurmExecutor):
     def __post_init__(self, test_mode: bool = False) -> None:
         """Take the settings."""
         super().__post_init__(test_mode)
+        self.logger.addFilter(lambda record: "multiple different wildcard combinations" not in str(record.msg))
+        settings = self.workflow.executor_settings
+        if settings.efficiency_report and not slurm.has_accounting():
+            self.logger.info("no efficiency report: it needs SLURM's accounting, which this cluster does not keep")
+            settings.efficiency_report = False
         self._losses: Counter[str] = Counter()
         self._after: dict[str, str] = {}  # output -> the job that has to end before its next start
         self._followed: set[str] = set()
+        self._looked_for_orphans = False
         self._warned: set[tuple[str, str]] = set()
         self._summary, self._summary_at, self._silent_since = "", 0.0, None
 
@@ -92,12 +103,30 @@ class Executor(SlurmExecutor):
 
     def run_jobs(self, jobs: list[JobExecutorInterface]) -> None:
         """Follow what runs already; submit the rest, jobs that ask for the same as one array."""
+        if not self._looked_for_orphans:
+            self._looked_for_orphans = True
+            self._cancel_orphans()
         running = self._queued() if any(_entry(job) for job in jobs) else {}
         for alike in self._alike([job for job in jobs if not self._adopt(job, running or {})]):
             if len(alike) > 1:
                 self._submit_array_jobs(alike)
             else:
                 self._submit_job(alike[0])
+
+    def _cancel_orphans(self) -> None:
+        """Cancel this folder's jobs that no ledger has: their controller was killed before it knew their number.
+
+        They lose nothing but time: a step goes on where it was. Not while another controller is at work here.
+        """
+        prefix = f"{self.workflow.executor_settings.jobname_prefix}_"
+        if prefix == "_" or controller.others_at_work():
+            return
+        known, here = {entry.job for entry in ledger.entries()}, os.path.realpath(self.workflow.workdir_init)
+        for job in (self._queued() or {}).values():
+            alive = verdict(job.state) is Verdict.GOES_ON and job.id not in known
+            if alive and job.name.startswith(prefix) and os.path.realpath(job.folder) == here:
+                self.logger.warning(f"SLURM job {job.id} is of a killed start that did not know it yet: cancelled")
+                self._scancel(job.id)
 
     def _adopt(self, job: JobExecutorInterface, running: dict[str, slurm.Job]) -> bool:
         """Follow the job that an earlier controller submitted for the same output, if SLURM still has it."""
@@ -118,8 +147,18 @@ class Executor(SlurmExecutor):
             asked = sorted((name, str(value)) for name, value in job.resources.items() if name not in _OURS)
             groups.setdefault((job.name, tuple(asked)) if in_array else id(job), []).append(job)
         for group in groups.values():
-            for start in range(0, len(group), self.max_array_size):
-                yield group[start : start + self.max_array_size]
+            yield from self._arrays(group)
+
+    def _arrays(self, group: list[JobExecutorInterface]) -> Iterator[list[JobExecutorInterface]]:
+        """Cut alike jobs into arrays that keep to the limits of tasks and of their commands' bytes."""
+        array, size = [], 0
+        for job in group:
+            packed = 8 * len(zlib.compress(self.format_job_exec(job).encode())) // 3 if len(group) > 1 else 0
+            if array and (len(array) == self.max_array_size or size + packed > ARRAY_BYTES):
+                yield array
+                array, size = [], 0
+            array, size = [*array, job], size + packed
+        yield array
 
     def get_account_arg(self, job: JobExecutorInterface) -> Iterator[str]:
         """Yield the account's argument: as it is given, for sbatch refuses a wrong one itself, and never guessed."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import socket
 import sys
 import traceback
 from collections import defaultdict
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from trialign import slurm
 from trialign.errors import Again, UserError
 
 app = typer.Typer(
@@ -74,9 +77,12 @@ def _send_output_to(log: Path) -> Any:
     """Send this process's output to the log, and return the terminal for what a person must see."""
     log.parent.mkdir(parents=True, exist_ok=True)
     terminal = os.fdopen(os.dup(2), "w")
-    with log.open("w") as file:
+    with log.open("a") as file:  # what earlier starts said stays
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    job = f", SLURM job {number}" if (number := slurm.own_job()) else ""
+    now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+    print(f"--- {now}, {socket.gethostname()}{job}", file=sys.stderr, flush=True)
     return terminal
 
 
@@ -135,6 +141,14 @@ def plan(
         typer.echo(json.dumps(found, indent=1))
     else:
         planning.show(found)
+
+
+@app.command()
+def jobs() -> None:
+    """Say what this folder's SLURM jobs do: what waits and why, what runs and where its log is."""
+    from trialign import watch
+
+    typer.echo(watch.text(watch.rows()))
 
 
 @app.command()

@@ -26,13 +26,17 @@ _DURATION = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)")
 
 
 class Job(NamedTuple):
-    """A job as squeue has it. id: `123`, or `123_4` for a task of an array. reason: why it waits, or ended so."""
+    """A job as squeue has it. id: `123`, or `123_4` for a task of an array. reason: why it waits, or ended so.
+
+    folder: where it was submitted.
+    """
 
     id: str
     state: str
     reason: str
     nodes: str
     name: str
+    folder: str
     exit_code: str = ""
 
 
@@ -47,19 +51,30 @@ def own_job() -> str | None:
 
 def queued() -> dict[str, Job]:
     """Return this user's jobs, also those that ended lately, by id. Silent: SLURM does not answer."""
-    told = _ask("squeue", "--me", "--array", "--states=all", "--noheader", "--format=%i|%T|%r|%N|%j")
-    return {job.id: job for job in (Job(*line.split("|")) for line in told.splitlines() if line.count("|") == 4)}
+    told = _ask("squeue", "--me", "--array", "--states=all", "--noheader", "--format=%i|%T|%r|%N|%j|%Z")
+    return {job.id: job for job in (Job(*line.split("|")) for line in told.splitlines() if line.count("|") == 5)}
 
 
 def accounted(ids: Iterable[str]) -> dict[str, Job]:
     """Return jobs as the accounting knows them, none where there is no accounting."""
     wanted = ",".join(ids)
     try:
-        told = _ask("sacct", "-X", "-n", "-P", "-j", wanted, "-o", "JobID,State,Reason,NodeList,JobName,ExitCode")
+        told = _ask(
+            "sacct", "-X", "-n", "-P", "-j", wanted, "-o", "JobID,State,Reason,NodeList,JobName,WorkDir,ExitCode"
+        )
     except Silent:
         return {}
-    jobs = (Job(*line.split("|")) for line in told.splitlines() if line.count("|") == 5)
+    jobs = (Job(*line.split("|")) for line in told.splitlines() if line.count("|") == 6)
     return {job.id: job._replace(state=plain(job.state)) for job in jobs}
+
+
+def has_accounting() -> bool:
+    """Say whether this cluster keeps an account of its jobs that can be asked."""
+    try:
+        _ask("sacct", "-X", "-n", "-j", "1", "-o", "JobID")
+    except Silent:
+        return False
+    return True
 
 
 def plain(state: str) -> str:

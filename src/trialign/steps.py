@@ -10,6 +10,7 @@ again in milliseconds.
 
 from __future__ import annotations
 
+import errno
 import gc
 import hashlib
 import importlib
@@ -85,9 +86,21 @@ def run(recipe: Recipe, inputs: Mapping[str, tuple[Path, ...]], root: Path, outp
 
     root: the results tree. processes: see `Step`; no part of what identifies the result. Returns "made" or "restored".
     One process at a time works on a step (two outputs can be one step's: the tokenizers of two models with one recipe):
-    see `lease.held` for what the others do. UserError: a missing input. Again: to be continued in another start. What
-    the step itself raises leaves its scratch folder to the next start.
+    see `lease.held` for what the others do. UserError: a missing input, a full disk. Again: to be continued in another
+    start. What the step itself raises leaves its scratch folder to the next start.
     """
+    try:
+        return _run(recipe, inputs, root, output, processes)
+    except Exception as error:  # libraries that write say it in errors of their own
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
+            raise UserError(
+                f"{root}: no space left on the disk, or in its quota; nothing that was finished is lost: make room "
+                "(trialign prune says what could go), then start again"
+            ) from error
+        raise
+
+
+def _run(recipe: Recipe, inputs: Mapping[str, tuple[Path, ...]], root: Path, output: Path, processes: int) -> str:
     fingerprints = {name: [input_fingerprint(path) for path in group] for name, group in inputs.items()}
     fingerprint = digest({"recipe": json.loads(recipe.canonical()), "inputs": fingerprints})
     stored = root / paths.STORE / fingerprint
@@ -205,8 +218,11 @@ def _provenance_path(recipe: Any, root: Path, output: Path) -> Path:
 def _link(stored: Path, output: Path, record: Path) -> None:
     """Hard-link a stored result to where it was asked for, replacing what is there; copy where links are impossible.
 
-    The record goes first and comes back last: a kill in between never leaves a new result with an old record.
+    The record goes first and comes back last: a kill in between never leaves a new result with an old record. What is
+    there already stays untouched: others may be reading it.
     """
+    if _is_linked(stored, output, record):
+        return
     output.mkdir(parents=True, exist_ok=True)
     record.parent.mkdir(parents=True, exist_ok=True)
     record.unlink(missing_ok=True)
@@ -221,6 +237,15 @@ def _link(stored: Path, output: Path, record: Path) -> None:
             target.unlink(missing_ok=True)
             _link_file(str(item), str(target))
     _link_file(str(stored / RUN_JSON), str(record))
+
+
+def _is_linked(stored: Path, output: Path, record: Path) -> bool:
+    """Say whether every file of a stored result is there as the very same file, its record too."""
+    for file in (path for path in stored.rglob("*") if path.is_file()):
+        there = record if file.name == RUN_JSON and file.parent == stored else output / file.relative_to(stored)
+        if not (there.is_file() and there.samefile(file)):
+            return False
+    return True
 
 
 def _link_file(source: str, target: str) -> str:

@@ -5,7 +5,9 @@ The steps are shell lines that write down each of their starts, so that a second
 
 from __future__ import annotations
 
+import base64
 import os
+import random
 import signal
 from collections.abc import Callable
 from importlib.metadata import version
@@ -117,6 +119,23 @@ def test_jobs_of_a_killed_controller_are_followed_by_the_next(plain: Cluster, wo
     assert len(flow.jobs()) == 3
 
 
+def test_a_job_that_no_ledger_has_is_cancelled_before_its_successor_starts(plain: Cluster, workflow: Make) -> None:
+    """What a SIGKILL leaves between the submission and the entry in the ledger."""
+    flow = workflow(plain, steps(["a"]))
+    first = flow.start("--trialign-slurm-jobname-prefix", "study")
+    flow.wait_for("start", running(flow, "a"))
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    (orphan,) = flow.jobs("running")
+    for entry in (flow.folder / ".snakemake/trialign/jobs").iterdir():
+        entry.unlink()
+    second = flow.start("--nolock", "--trialign-slurm-jobname-prefix", "study")
+    assert flow.finish(second) == 0
+    assert f"SLURM job {orphan} is of a killed start that did not know it yet: cancelled" in flow.said()
+    assert ["CANCELLED"] in [row[1:] for row in plain.jobs("%i", "%T") if row[0] == orphan]
+    assert starts(flow, "a") == 2
+
+
 def test_an_interrupt_cancels_what_runs_and_what_waits(plain: Cluster, workflow: Make) -> None:
     flow = workflow(plain, steps(["a", "b"]))
     controller = flow.start()
@@ -176,6 +195,18 @@ def test_alike_jobs_become_one_array_and_others_keep_their_resources(plain: Clus
     assert asked[next(number for number in ids if "_" not in number)] == "700M"
     logs = sorted(path.name for path in (flow.folder / ".snakemake/slurm_logs/rule_step").glob("*_*.log"))
     assert logs == sorted(f"{number}.log" for number in ids if "_" in number)
+
+
+def test_arrays_keep_to_what_the_kernel_takes_as_one_argument(plain: Cluster, workflow: Make) -> None:
+    """Upstream packs the commands of all tasks into one argument of at most 128 KiB, and the tasks fail beyond it."""
+    names = [f"s{k}" for k in range(6)]
+    flow = workflow(plain, steps(names, body="true"))
+    noise = base64.b64encode(random.Random(1).randbytes(12_000)).decode()
+    controller = flow.start("--trialign-slurm-array-jobs", "all", "--config", f"noise={noise}")
+    assert flow.finish(controller) == 0, flow.said()
+    assert [starts(flow, name) for name in names] == [1] * 6
+    arrays = {number.partition("_")[0] for number in flow.jobs() if "_" in number}
+    assert len(arrays) > 1
 
 
 def test_a_failed_job_says_how_it_ended(plain: Cluster, workflow: Make) -> None:

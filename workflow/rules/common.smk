@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from trialign import config as configuration
-from trialign import known, lock, paths, preflight, study
+from trialign import controller, known, lock, paths, preflight, study
 from trialign.errors import UserError
 
 paths.find_commands()
@@ -33,6 +33,10 @@ def load_experiment():
     )
     return loaded
 
+
+if workflow.is_main_process:
+    for line in controller.clear_dead_locks():
+        print(f"trialign: {line}", file=sys.stderr)
 
 experiment = checked(load_experiment)
 stamp = study.stamp

@@ -7,8 +7,9 @@ replaced, and each change has its reason here (docs/slurm.md tells users the sam
   squeue(1), and a job that neither squeue nor sacct knows any more has failed.
 - A requeued job of a lost node put `None assigned` into --exclude, upon which every later submission failed (upstream
   issue 485): no node is excluded here, SLURM itself keeps jobs off nodes that are down.
-- A preempted job, one of a lost node, and a step that asks for another start (out of time with a checkpoint, out of GPU
-  memory with a smaller micro-batch, its work held by another job) are submitted anew without counting as an attempt.
+- A preempted job, one of a lost node or held by SLURM since its node could not start it, and a step that asks for
+  another start (out of time with a checkpoint, out of GPU memory with a smaller micro-batch, its work held by another
+  job) are submitted anew without counting as an attempt.
 - Jobs of a killed controller lived on beside their duplicates: they are found in the ledger and followed on; one that
   was being submitted at that moment, which no ledger has, is cancelled.
 - Array tasks all got the resources of the first and waited for the whole rule to be ready: alike jobs that are ready
@@ -45,8 +46,9 @@ SUMMARY_SECONDS = 60.0
 CANCEL_CHUNK = 500
 # Bytes of the commands of an array, as the plugin packs them: Linux takes 128 KiB in one argument (MAX_ARG_STRLEN).
 ARRAY_BYTES = 90_000
-# squeue(1), "JOB REASON CODES": those that no waiting cures.
-_STUCK = ("JobHeld", "launch failed requeued held", "BadConstraints", "DependencyNeverSatisfied", "AccountNotAllowed",
+# squeue(1), "JOB REASON CODES": what SLURM holds after a node could not start it, and those that no waiting cures.
+_HELD_BY_SLURM = ("launch failed requeued held", "launch_failed_requeued_held")
+_STUCK = ("JobHeld", "BadConstraints", "DependencyNeverSatisfied", "AccountNotAllowed",
           "PartitionNodeLimit", "PartitionTimeLimit", "PartitionDown", "PartitionInactive", "InvalidAccount",
           "InvalidQOS", "QOSMaxWallDurationPerJobLimit", "AssocMaxWallDurationPerJobLimit")  # fmt: skip
 # Resources that sbatch does not see: jobs that differ in them alone are alike.
@@ -198,7 +200,10 @@ class Executor(SlurmExecutor):
         self._say_how_it_stands([known[info.external_jobid] for info in active_jobs if info.external_jobid in known])
         for info in active_jobs:
             found = known.get(info.external_jobid)
-            if found and verdict(found.state) is Verdict.GOES_ON:
+            if found and found.reason in _HELD_BY_SLURM:
+                self._scancel(info.external_jobid)
+                self._end(info, found._replace(state="NODE_FAIL"))
+            elif found and verdict(found.state) is Verdict.GOES_ON:
                 yield info
             else:
                 self._end(info, found)

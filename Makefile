@@ -37,7 +37,7 @@ test: setup
 
 soak: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-soak.txt
-	pytest -m soak tests/soak
+	pytest -m soak -s tests
 
 bench: setup
 	python -m benchmarks.triples

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -15,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from trl_room import BOS, EOS, PAD, PARAMS, recipe
+from trl_room import BOS, EOS, PAD, PARAMS, assert_same_run, recipe, training_process
 
 from trialign import methods
-from trialign.errors import UserError
+from trialign.errors import Again, UserError
 from trialign.training import trl
 from trialign.training.callbacks import newest_checkpoint
 
@@ -293,37 +292,98 @@ def test_the_same_seed_gives_bitwise_the_same_weights_and_another_others(method,
     assert weights["a"] != weights["c"]
 
 
-@pytest.mark.parametrize("method", ["tpo", "dpo", "kto", "sft"])
-def test_a_killed_run_resumes_to_bitwise_the_same_weights(method, models, tokens, step, monkeypatch):
-    """SIGKILL in the middle of an epoch, half a checkpoint left lying about, and a second start."""
+@pytest.mark.parametrize("method", sorted(PARAMS))
+def test_a_run_killed_twice_resumes_to_bitwise_the_same_weights(method, models, tokens, step, monkeypatch):
+    """SIGKILL in the middle of an epoch, half a checkpoint left lying about, SIGKILL again, and a third start."""
     folder, long = tokens(18), {"epochs": 8, "learning_rate": 1e-3}
     whole = step(recipe(method, **long), models["phi"], folder, "whole")
     assert trl.train(whole)["resumed_at"] is None
 
     killed = step(recipe(method, **long), models["phi"], folder, "killed")
     monkeypatch.setenv("TRIALIGN_CHECKPOINT_SECONDS", "0")
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload([trl.__name__])
-    process = server.Process(target=trl.train, args=(killed,))
-    process.start()
-    while _step(killed.scratch) < 7:
-        assert process.is_alive()
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    for at_least in (7, 23):
+        process = training_process(killed)
+        while _step(killed.scratch) < at_least:
+            assert process.is_alive()
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert len(list(killed.scratch.glob("checkpoint-*"))) <= 2
+        assert not (killed.out / "model").exists()
+        torn = killed.scratch / "writing" / "checkpoint-39"
+        torn.mkdir(parents=True, exist_ok=True)
+        (torn / "trainer_state.json").write_text("{")
     monkeypatch.delenv("TRIALIGN_CHECKPOINT_SECONDS")
-    assert len(list(killed.scratch.glob("checkpoint-*"))) <= 2
-    assert not (killed.out / "model").exists()
-    torn = killed.scratch / "writing" / "checkpoint-39"
-    torn.mkdir(parents=True)
-    (torn / "trainer_state.json").write_text("{")
 
     facts = trl.train(killed)
-    assert 7 <= facts["resumed_at"] < facts["steps"] == 40
-    weights = [(run.out / "model" / "model.safetensors").read_bytes() for run in (whole, killed)]
-    assert weights[0] == weights[1]
-    losses = [[json.loads(line).get("loss") for line in (run.out / "log.jsonl").open()] for run in (whole, killed)]
-    assert losses[0] == losses[1]
+    assert 23 <= facts["resumed_at"] < facts["steps"] == 40
+    assert_same_run(whole, killed)
+
+
+def squeue_says(folder: Path, left: str, monkeypatch) -> None:
+    """Stand in for SLURM's own word on the time that this process's job has left."""
+    folder.mkdir()
+    (folder / "squeue").write_text(f"#!/bin/sh\necho {left}\n")
+    (folder / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+
+
+def test_a_run_that_would_not_end_in_its_jobs_time_asks_for_another_with_a_checkpoint(
+    models, tokens, step, tmp_path, monkeypatch
+):
+    folder, long = tokens(18), {"epochs": 60, "learning_rate": 1e-3}
+    whole = step(recipe("dpo", **long), models["phi"], folder, "whole")
+    assert trl.train(whole)["steps"] == 300
+    short = step(recipe("dpo", **long), models["phi"], folder, "short")
+    squeue_says(tmp_path / "bin", "0:02", monkeypatch)
+    started = time.monotonic()
+    with pytest.raises(Again, match="out of time at step") as again:
+        trl.train(short)
+    assert time.monotonic() - started < 10 and again.value.after is None
+    reached = _step(short.scratch)
+    assert 0 < reached < 300 and not (short.out / "model").exists()
+    squeue_says(tmp_path / "more", "UNLIMITED", monkeypatch)
+    assert trl.train(short)["resumed_at"] == reached
+    assert_same_run(whole, short)
+
+
+def test_a_cancelled_job_leaves_a_checkpoint(models, tokens, step, tmp_path, monkeypatch):
+    """SLURM sends SIGTERM to what it cancels, preempts, or ends for its time, and SIGKILL a while later."""
+    run = step(recipe("dpo", epochs=400), models["phi"], tokens(18), "cancelled")
+    squeue_says(tmp_path / "bin", "1:00:00", monkeypatch)
+    monkeypatch.setenv("TRIALIGN_CHECKPOINT_SECONDS", "1")
+    process = training_process(run)
+    while not (before := _step(run.scratch)):
+        time.sleep(0.01)
+    time.sleep(0.3)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(30)
+    assert process.exitcode == 128 + signal.SIGTERM
+    assert _step(run.scratch) > before
+
+
+def test_out_of_gpu_memory_means_half_the_micro_batch_of_the_same_global_batch(models, tokens, step, monkeypatch):
+    def too_large(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    made, folder = recipe("dpo", epochs=2), tokens(16)
+    whole = step(made, models["mistral"], folder, "whole")
+    assert trl.train(whole)["split"] == {"processes": 1, "micro_batch": 4, "accumulation": 1}
+    small = step(made, models["mistral"], folder, "small")
+    with monkeypatch.context() as patch:
+        patch.setattr(trl, "_run", too_large)
+        with pytest.raises(Again, match=r"out of GPU memory with 4 prompts at a time on 1 device.*goes on with 2"):
+            trl.train(small)
+    facts = trl.train(small)
+    assert facts["split"] == {"processes": 1, "micro_batch": 2, "accumulation": 2}
+    weights = [load_file(run.out / "model/model.safetensors") for run in (whole, small)]
+    assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-5) for name in weights[0])
+
+    kto = step(recipe("kto"), models["mistral"], folder, "kto")
+    monkeypatch.setattr(trl, "_run", too_large)
+    with pytest.raises(UserError, match=r"out of GPU memory.*take more GPUs.*TRL's loss of kto needs its batch whole"):
+        trl.train(kto)
 
 
 def test_a_diverged_run_is_published_without_weights_and_nothing_is_trained_on_it(models, tokens, step, monkeypatch):

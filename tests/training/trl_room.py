@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import random
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import pyarrow as pa
 
 from trialign.recipes import TrainRecipe
 from trialign.settings import Training
+from trialign.steps import Step
+from trialign.training import trl
 
 BOS, EOS, PAD, VOCAB = 0, 1, 2, 96
 VIEWS = {"sft": "reference", "tpo": "triple"}
@@ -49,3 +54,20 @@ def recipe(method: str, params: dict[str, Any] | None = None, view: str = "", se
         training=Training(**settings),
         seed=seed,
     )
+
+
+def training_process(step: Step[TrainRecipe]) -> BaseProcess:
+    """Start a step's training in a process of its own, forked from one that has imported the trainers."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([trl.__name__])
+    process = server.Process(target=trl.train, args=(step,))
+    process.start()
+    return process
+
+
+def assert_same_run(one: Step[TrainRecipe], other: Step[TrainRecipe]) -> None:
+    """Assert that two steps left the same bits of weights, and the same losses in their logs."""
+    weights = [(run.out / "model" / "model.safetensors").read_bytes() for run in (one, other)]
+    assert weights[0] == weights[1]
+    losses = [[json.loads(line).get("loss") for line in (run.out / "log.jsonl").open()] for run in (one, other)]
+    assert losses[0] == losses[1]

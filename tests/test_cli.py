@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 from tests.conftest import command
@@ -41,6 +43,36 @@ def test_a_users_mistake_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert f"failed: {tmp_path}/nowhere: this input does not exist" in done.stdout
     assert "Traceback" not in done.stdout
+
+
+def test_a_step_that_asks_for_another_start_leaves_a_word_beside_its_log(tmp_path: Path) -> None:
+    """The executor reads it: such an end costs no attempt. The next start takes it away, and adds to the log."""
+    marker, log = tmp_path / "logs/a.again", tmp_path / "logs/a.log"
+    script = (
+        "import sys; from trialign import cli, steps, errors\n"
+        "def again(*_): raise errors.Again('out of time at step 3 of 9, with a checkpoint', after='17')\n"
+        "steps.run = again; sys.argv = ['trialign', *sys.argv[1:]]; cli.main()"
+    )
+    places = ["--root", str(tmp_path), "--output", str(tmp_path / "runs/a/seed1"), "--log", str(log)]
+    done = command(sys.executable, "-c", script, "step", RECIPE.canonical(), *places)
+    assert done.returncode == 1
+    assert json.loads(marker.read_text()) == {"reason": "out of time at step 3 of 9, with a checkpoint", "after": "17"}
+    assert "start it again, it goes on from there" in done.stdout and "Traceback" not in log.read_text()
+    step(tmp_path, RECIPE.canonical(), f"parent={tmp_path}/nowhere", f"tokens={tmp_path}")
+    assert not marker.exists()
+    assert "to be started again: out of time" in log.read_text() and "this input does not exist" in log.read_text()
+
+
+def test_a_full_disk_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
+    script = (
+        "import sys; from trialign import cli, steps\n"
+        "def full(*_): raise OSError(28, 'No space left on device', 'weights')\n"
+        "steps._run = full; sys.argv = ['trialign', *sys.argv[1:]]; cli.main()"
+    )
+    places = ["--root", str(tmp_path), "--output", str(tmp_path / "a"), "--log", str(tmp_path / "a.log")]
+    done = command(sys.executable, "-c", script, "step", RECIPE.canonical(), *places)
+    assert done.returncode == 1
+    assert f"{tmp_path}: no space left on the disk, or in its quota; nothing that was finished is lost" in done.stdout
 
 
 def test_what_is_not_a_recipe_is_refused(tmp_path: Path) -> None:

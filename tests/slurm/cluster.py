@@ -62,7 +62,8 @@ class Cluster:
     def stop_node(self, name: str) -> None:
         """Let a node die: its slurmd and the jobs that run on it, as a power cut would."""
         daemon = self._daemons.pop(f"slurmd-{name}")
-        for pid in (daemon.pid, *self._steps_of(name)):
+        jobs = self.run("squeue", "-h", "--array", "-t", "running,completing", "-w", name, "-o", "%A").split()
+        for pid in (daemon.pid, *self._steps_of(jobs)):
             for child in _descendants(pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
@@ -73,7 +74,17 @@ class Cluster:
         """Bring a node back."""
         self._start(f"slurmd-{name}", "slurmd", "-D", "-N", name)
         self.run("scontrol", "update", f"nodename={name}", "state=resume", check=False)
-        self._wait("node", lambda: "idle" in self.run("sinfo", "-h", "-n", name, "-o", "%t"))
+        at_work = {"idle", "mix", "alloc"}
+        self._wait("node", lambda: self.run("sinfo", "-h", "-p", "gpu", "-n", name, "-o", "%t").strip() in at_work)
+
+    def break_node(self, name: str) -> None:
+        """Let a node fail at starting its next job."""
+        (self.root / f"broken.{name}").touch()
+
+    def mend_node(self, name: str) -> None:
+        """Undo `break_node`; SLURM has drained the node meanwhile, if a job came to it."""
+        (self.root / f"broken.{name}").unlink()
+        self.run("scontrol", "update", f"nodename={name}", "state=resume", check=False)
 
     def stop_controller(self) -> None:
         """Let slurmctld end: clients get no answer until `start_controller`."""
@@ -134,15 +145,15 @@ class Cluster:
         tails = [f"== {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in self.root.glob("log/*")]
         raise AssertionError(f"timed out waiting for {what}\n" + "\n".join(tails))
 
-    def _steps_of(self, node: str | None) -> Iterator[int]:
-        """Yield the pids of the slurmstepd processes of this cluster, or of one node of it."""
+    def _steps_of(self, jobs: Sequence[str] | None) -> Iterator[int]:
+        """Yield the pids of this cluster's slurmstepd processes, all or those of some jobs (`slurmstepd: [21.0]`)."""
         for folder in Path("/proc").iterdir():
             with contextlib.suppress(OSError, ValueError):
                 pid = int(folder.name)
                 command = (folder / "cmdline").read_bytes().decode(errors="replace")
-                told = (folder / "environ").read_bytes().split(b"\0")
-                wanted = [f"SLURM_CONF={self.conf}"] + ([f"SLURMD_NODENAME={node}"] if node else [])
-                if command.startswith("slurmstepd") and all(each.encode() in told for each in wanted):
+                mine = f"SLURM_CONF={self.conf}".encode() in (folder / "environ").read_bytes().split(b"\0")
+                of_jobs = jobs is None or any(f"[{job}." in command for job in jobs)
+                if command.startswith("slurmstepd") and mine and of_jobs:
                     yield pid
 
     # --- files --------------------------------------------------------------------------------------------------------
@@ -175,6 +186,7 @@ class Cluster:
             "SchedulerParameters=bf_interval=1,sched_min_interval=50000,batch_sched_delay=0", "DefMemPerCPU=100",
             "MinJobAge=300", "KillWait=5", "CompleteWait=0", "SlurmdTimeout=10", "ReturnToService=2",
             "PreemptType=preempt/partition_prio", "PreemptMode=REQUEUE", "JobRequeue=1", "GresTypes=gpu",
+            f"Prolog={root}/bin/prolog",
             *(accounting if self.accounting else none),
         ]  # fmt: skip
         gres = f" Gres=gpu:fake:{self.gpus}" if self.gpus else ""
@@ -195,6 +207,9 @@ class Cluster:
             (root / f"dev/gpu{number}").symlink_to("/dev/null")
         files = f"NodeName=node[1-{self.nodes}] Name=gpu Type=fake File={root}/dev/gpu[0-{self.gpus - 1}]\n"
         self.conf.with_name("gres.conf").write_text(files if self.gpus else "")
+        prolog = root / "bin/prolog"  # a node whose prolog fails is drained, and its job requeued and held
+        prolog.write_text(f"#!/bin/sh\ntest ! -e {root}/broken.$SLURMD_NODENAME\n")
+        prolog.chmod(0o755)
         for name in CLIENTS:
             wrapper = root / "bin" / name
             wrapper.write_text(f'#!/bin/sh\nSLURM_CONF={self.conf} exec /usr/bin/{name} "$@"\n')

@@ -18,6 +18,8 @@ import pytest
 from tests.slurm import cluster as scratch
 from tests.slurm.cluster import Cluster
 
+SNAKEMAKE = f"{Path(sys.executable).parent}/snakemake"
+
 
 def _cluster(root: Path, *, accounting: bool) -> Iterator[Cluster]:
     if lacks := scratch.missing(accounting=accounting):
@@ -42,26 +44,33 @@ def accounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 class Workflow:
-    """A Snakefile in a folder of its own, and the controllers that run it."""
+    """A folder with a Snakefile, and the controllers that run it."""
 
-    def __init__(self, folder: Path, cluster: Cluster, rules: str) -> None:
+    def __init__(self, folder: Path, cluster: Cluster) -> None:
         self.folder, self.cluster = folder, cluster
         self.controllers: list[subprocess.Popen[str]] = []
-        (folder / "Snakefile").write_text(rules)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment of controllers."""
+        return self.cluster.env | {"OMP_NUM_THREADS": "1"}
+
+    def command(self, executor: str, partition: str) -> list[str]:
+        """Return the command of a controller, before its options."""
+        return [
+            SNAKEMAKE, "--executor", executor, "--jobs", "50", "--keep-going",
+            "--default-resources", "slurm_account=lab", f"slurm_partition={partition}", "mem_mb=300", "runtime=5",
+            "--rerun-incomplete", "--latency-wait", "5", f"--{executor}-init-seconds-before-status-checks", "1",
+            f"--{executor}-keep-successful-logs",
+        ]  # fmt: skip
 
     def start(self, *options: str, executor: str = "trialign-slurm", partition: str = "gpu") -> subprocess.Popen[str]:
         """Start a controller in a session of its own; its output goes to controller<k>.log."""
         log = (self.folder / f"controller{len(self.controllers)}.log").open("w")
-        command = [
-            f"{Path(sys.executable).parent}/snakemake", "--executor", executor, "--jobs", "50", "--keep-going",
-            "--default-resources", "slurm_account=lab", f"slurm_partition={partition}", "mem_mb=300", "runtime=5",
-            "--rerun-incomplete", "--latency-wait", "5", f"--{executor}-init-seconds-before-status-checks", "1",
-            f"--{executor}-keep-successful-logs", *options,
-        ]  # fmt: skip
-        env = self.cluster.env | {"OMP_NUM_THREADS": "1"}
         controller = subprocess.Popen(
-            command, cwd=self.folder, env=env, stdout=log, stderr=log, text=True, start_new_session=True
-        )
+            [*self.command(executor, partition), *options],
+            cwd=self.folder, env=self.env, stdout=log, stderr=log, text=True, start_new_session=True,
+        )  # fmt: skip
         self.controllers.append(controller)
         return controller
 
@@ -74,9 +83,10 @@ class Workflow:
             controller.wait()
             raise AssertionError(f"it waits forever:\n{self.said()}") from None
 
-    def said(self) -> str:
-        """Return what the controllers printed."""
-        return "\n".join(log.read_text() for log in sorted(self.folder.glob("controller*.log")))
+    def said(self, *which: int) -> str:
+        """Return what the controllers printed, or the `which`-th of them."""
+        logs = [(self.folder / f"controller{k}.log").read_text() for k in range(len(self.controllers))]
+        return "\n".join([logs[k] for k in which] or logs)
 
     def wait_for(self, what: str, seen: Callable[[], bool], seconds: float = 40) -> None:
         """Wait until something is so."""
@@ -107,7 +117,8 @@ def workflow(tmp_path: Path) -> Iterator[Callable[[Cluster, str], Workflow]]:
     made: list[Workflow] = []
 
     def make(cluster: Cluster, rules: str) -> Workflow:
-        made.append(Workflow(tmp_path, cluster, rules))
+        (tmp_path / "Snakefile").write_text(rules)
+        made.append(Workflow(tmp_path, cluster))
         return made[-1]
 
     yield make

@@ -103,6 +103,19 @@ def test_a_lost_node_costs_a_start_and_spoils_no_later_submission(accounted: Clu
     assert "SLURM ended it: NODE_FAIL" in flow.said()
 
 
+def test_a_job_that_its_node_could_not_start_is_not_left_held(plain: Cluster, workflow: Make) -> None:
+    """SLURM requeues it and holds it (`launch failed requeued held`) until somebody comes."""
+    flow = workflow(plain, steps(["a"], body="true"))
+    for node in plain.names():
+        plain.break_node(node)
+    controller = flow.start("--retries", "0")
+    flow.wait_for("failure", lambda: "SLURM ended it: NODE_FAIL" in flow.said())
+    for node in plain.names():
+        plain.mend_node(node)
+    assert flow.finish(controller) == 0
+    assert starts(flow, "a") == 1
+
+
 def test_jobs_of_a_killed_controller_are_followed_by_the_next(plain: Cluster, workflow: Make) -> None:
     """SIGKILL of the controller; the next start finds its jobs, starts none of them twice and waits for their end."""
     names = ["a", "b", "c"]

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.slurm.study import Study
+from tests.slurm.cluster import Cluster
+from tests.slurm.study import Study, artifacts
 
 FAILURES_OF_ONE = 2  # how many of the events that cost an attempt may hit one output; the profile has 3 retries
 STEP_COMMAND = b"bin/trialign\0step"
@@ -33,10 +34,13 @@ class Victim(NamedTuple):
 
 
 class Chaos:
-    """Does events to a study. seed: of which job, when; disk: where the results lie, small enough to be filled."""
+    """Does events to a study. seed: of which job, when; disk: where the results lie, small enough to be filled.
 
-    def __init__(self, study: Study, seed: int, disk: Path | None = None) -> None:
-        self.study, self.random, self.disk = study, random.Random(seed), disk
+    options: of the controller.
+    """
+
+    def __init__(self, study: Study, seed: int, disk: Path, options: tuple[str, ...] = ()) -> None:
+        self.study, self.random, self.disk, self.options = study, random.Random(seed), disk, options
         self.hit: Counter[str] = Counter()
         self.done: Counter[str] = Counter()
         self.log: list[str] = []
@@ -186,7 +190,7 @@ class Chaos:
 
     def _start(self) -> subprocess.Popen[str]:
         """Start a controller; trainings go to the partition whose jobs are cancelled for urgent ones."""
-        return self.study.start("--set-resources", "train:slurm_partition=scavenge", "--", "all")
+        return self.study.start(*self.options, "--set-resources", "train:slurm_partition=scavenge", "--", "all")
 
 
 def _steps(results: Path) -> Iterator[tuple[str, tuple[int, str]]]:
@@ -202,6 +206,36 @@ def _steps(results: Path) -> Iterator[tuple[str, tuple[int, str]]]:
         words = command.decode(errors="replace").split("\0")
         if STEP_COMMAND in command and str(results) in words and (job := told.get(b"SLURM_JOB_ID")):
             yield job.decode(), (int(folder.name), words[words.index("--output") + 1])
+
+
+def survive(
+    cluster: Cluster, folder: Path, quiet: dict[str, bytes], events: dict[str, int], *, seed: int,
+    configs: tuple[str, ...], seconds: float, options: tuple[str, ...] = (),
+) -> Chaos:  # fmt: skip
+    """Assert that a study to which `events` happen ends with the `quiet` artifacts, and no two steps in one place."""
+    spied = folder / "spied"
+    spied.mkdir()
+    with small_disk(folder / "disk", 400) as disk:
+        results = disk / "results"
+        spy = {
+            "PYTHONPATH": str(Path(__file__).parent / "spy"),
+            "TRIALIGN_SPY": str(spied),
+            "TRIALIGN_SPY_ROOT": str(results),
+            "TRIALIGN_CHECKPOINT_SECONDS": "0",
+        }
+        study = Study(folder / "study", cluster, results, configs, more=spy)
+        chaos = Chaos(study, seed, disk, options)
+        try:
+            assert chaos.run(events, seconds) == 0, chaos.told()
+        finally:
+            study.end()
+        found = artifacts(results)
+        assert found == quiet and len(quiet) > 8, (sorted(quiet), sorted(found))
+        assert not list((results / ".work").iterdir()), "a finished study has no work left lying about"
+    assert chaos.done == events
+    assert len(list(spied.iterdir())) > 20 and not overlaps(spied), overlaps(spied)
+    assert not [row for row in cluster.jobs("%Z", states="pending,running") if str(study.folder) in row]
+    return chaos
 
 
 @contextmanager

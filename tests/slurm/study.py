@@ -51,10 +51,12 @@ class Study(Workflow):
             "--max-jobs-per-timespan", "100/1s",
         ]  # fmt: skip
 
-    def artifacts(self) -> dict[str, bytes]:
-        """Return what the study found: every table, and the numbers behind figures."""
-        return {
-            path.name: path.read_bytes()
-            for pattern in ("*.csv", "*.md", "*.tex", "*.html")
-            for path in sorted(self.results.glob(pattern))
-        }
+
+def artifacts(results: Path) -> dict[str, bytes]:
+    """Return what a study found: every table, and the numbers behind figures."""
+    return {
+        path.name: path.read_bytes()
+        for pattern in ("*.csv", "*.md", "*.tex", "*.html")
+        for path in sorted(results.glob(pattern))
+        if path.name != "report.html"
+    }

@@ -41,6 +41,7 @@ onstart:
 
 localrules:
     all,
+    downloads,
     fetch,
     table,
     figure,
@@ -56,3 +57,12 @@ rule all:
             for file in study.artifact_files(experiment, name)
         ],
         "<results>/results.csv",
+
+
+# For a transfer node: everything that comes from the network, and nothing else.
+rule downloads:
+    input:
+        [
+            study.source_input(experiment, name)
+            for name in study.downloads_needed(experiment)
+        ],

@@ -40,10 +40,6 @@ __all__ = ["Executor", "ExecutorSettings", "common_settings"]
 LOST_LIMIT = 20  # how often a job may lose its node or be preempted before it counts as failed
 SUMMARY_SECONDS = 60.0
 CANCEL_CHUNK = 500
-# squeue(1), "JOB REASON CODES": those that no waiting cures.
-_STUCK = ("JobHeld", "launch failed requeued held", "BadConstraints", "DependencyNeverSatisfied", "AccountNotAllowed",
-          "PartitionNodeLimit", "PartitionTimeLimit", "PartitionDown", "PartitionInactive", "InvalidAccount",
-          "InvalidQOS", "QOSMaxWallDurationPerJobLimit", "AssocMaxWallDurationPerJobLimit")  # fmt: skip
 # Resources that sbatch does not see: jobs that differ in them alone are alike.
 _OURS = {"tmpdir", "seconds", "gpu_minutes", "disk_mb", "scratch_mb", "judge_tokens_in", "judge_tokens_out"}
 
@@ -213,7 +209,7 @@ class Executor(SlurmExecutor):
         for job in jobs:
             if (
                 job.state in slurm.WAITING
-                and job.reason.startswith(_STUCK)
+                and job.reason.startswith(slurm.STUCK)
                 and (job.id, job.reason) not in self._warned
             ):
                 self._warned.add((job.id, job.reason))

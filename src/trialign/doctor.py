@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -106,7 +106,7 @@ def read_profile(name: str) -> Profile:
     return Profile(found[1], yaml.safe_load(found[1].read_text()) or {})
 
 
-def examine(dag: Dag, profile: Profile, wait: float) -> Iterator[Finding]:
+def examine(dag: Dag, profile: Profile, wait: float) -> Generator[Finding, None, None]:
     """Yield the findings, each as it is made. wait: seconds that the probe may wait for its start."""
     yield _versions()
     yield from _downloads(dag)
@@ -315,7 +315,7 @@ def _partition(cluster: Cluster, place: Place, jobs: Sequence[Job], profile: Pro
             return
         yield _state(cluster, cluster.partitions[name], place)
     chosen = [cluster.partitions[name] for name in names]
-    nodes = [node for node in cluster.nodes if {*names} & {*node.get("Partitions", "").split(",")} and _usable(node)]
+    nodes = [node for node in cluster.nodes if {*names} & {*node.get("Partitions", "").split(",")}]
     label = place.partition or f"the default, {', '.join(names)}"
     if nodes:
         yield from _sizes(nodes, jobs, label, profile)
@@ -358,10 +358,10 @@ class Size(NamedTuple):
 
 def _size(node: Mapping[str, str]) -> Size:
     memory = int(node.get("RealMemory", 0)) - int(node.get("MemSpecLimit", 0))
-    return Size(sum(_kinds(node).values()), memory, int(node.get("CPUEfctv") or node.get("CPUTot", 0)))
+    return Size(sum(gpu_kinds(node).values()), memory, int(node.get("CPUEfctv") or node.get("CPUTot", 0)))
 
 
-def _kinds(node: Mapping[str, str]) -> dict[str, int]:
+def gpu_kinds(node: Mapping[str, str]) -> dict[str, int]:
     """Return the kinds of a node's GPUs (empty: not named), and how many there are."""
     found = re.findall(r"gpu(?::([^:,()]*[^\d:,()][^:,()]*))?(?::(\d+))?(?=[,(]|$)", node.get("Gres", ""))
     return {kind: int(number or 1) for kind, number in found}
@@ -417,7 +417,7 @@ def _gpus(nodes: Sequence[Mapping[str, str]], jobs: Sequence[Job], label: str) -
     if not any(_asked(job).gpus for job in jobs):
         yield Finding("GPUs", "ok", "no job asks for one")
         return
-    kinds = sorted({kind or "unnamed" for node in nodes for kind in _kinds(node)})
+    kinds = sorted({kind or "unnamed" for node in nodes for kind in gpu_kinds(node)})
     if len(kinds) > 1:
         remedy = "a partition of one kind, or gpu_model in default-resources: estimates and batches are for one"
         yield Finding("kinds of GPUs", "warning", f"{label} has {', '.join(kinds)}: a job gets any", remedy)
@@ -587,8 +587,9 @@ _ENVIRONMENT = (
 
 
 def _last_line(file: Path) -> str:
+    """Return the last line of the probe's errors, less srun's own."""
     lines = file.read_text(errors="replace").strip().splitlines() if file.is_file() else []
-    return lines[-1] if lines else "without a word"
+    return ([line for line in lines if not line.startswith("srun:")] or lines or ["without a word"])[-1]
 
 
 def _answer(folder: Path, seconds: float) -> Seen | None:

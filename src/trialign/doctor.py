@@ -146,7 +146,7 @@ def _cluster() -> Cluster:
         settings,
         {each["PartitionName"]: each for each in slurm.partitions()},
         slurm.nodes(),
-        slurm.associations() if accounting else None,
+        slurm.associations(settings.get("ClusterName", "")) if accounting else None,
         slurm.qualities() if accounting else None,
     )
 

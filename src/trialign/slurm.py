@@ -144,10 +144,10 @@ def nodes() -> list[dict[str, str]]:
     return [_fields(line) for line in ask("scontrol", "--oneliner", "show", "node").splitlines()]
 
 
-def associations() -> list[dict[str, str]]:
-    """Return which accounts this user may charge, and their limits. Silent: the accounting does not answer."""
+def associations(cluster: str) -> list[dict[str, str]]:
+    """Return which accounts this user may charge there, and their limits. Silent: the accounting does not answer."""
     columns = "Account,Partition,QOS,DefaultQOS,MaxSubmitJobs,MaxWall"
-    return _table("associations", f"user={getpass.getuser()}", columns)
+    return _table("associations", f"user={getpass.getuser()} cluster={cluster}", columns)
 
 
 def qualities() -> list[dict[str, str]]:

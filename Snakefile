@@ -42,6 +42,7 @@ onstart:
 
 localrules:
     all,
+    downloads,
     fetch,
     table,
     figure,
@@ -57,3 +58,12 @@ rule all:
             for file in study.artifact_files(experiment, name)
         ],
         "<results>/results.csv",
+
+
+# For a transfer node: everything that comes from the network, and nothing else.
+rule downloads:
+    input:
+        [
+            study.source_input(experiment, name)
+            for name in study.downloads_needed(experiment)
+        ],

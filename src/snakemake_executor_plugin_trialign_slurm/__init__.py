@@ -46,11 +46,8 @@ SUMMARY_SECONDS = 60.0
 CANCEL_CHUNK = 500
 # Bytes of the commands of an array, as the plugin packs them: Linux takes 128 KiB in one argument (MAX_ARG_STRLEN).
 ARRAY_BYTES = 90_000
-# squeue(1), "JOB REASON CODES": what SLURM holds after a node could not start it, and those that no waiting cures.
+# squeue(1), "JOB REASON CODES": what SLURM holds after a node could not start it.
 _HELD_BY_SLURM = ("launch failed requeued held", "launch_failed_requeued_held")
-_STUCK = ("JobHeld", "BadConstraints", "DependencyNeverSatisfied", "AccountNotAllowed",
-          "PartitionNodeLimit", "PartitionTimeLimit", "PartitionDown", "PartitionInactive", "InvalidAccount",
-          "InvalidQOS", "QOSMaxWallDurationPerJobLimit", "AssocMaxWallDurationPerJobLimit")  # fmt: skip
 # Resources that sbatch does not see: jobs that differ in them alone are alike.
 _OURS = {"tmpdir", "seconds", "gpu_minutes", "disk_mb", "scratch_mb", "judge_tokens_in", "judge_tokens_out"}
 
@@ -257,7 +254,7 @@ class Executor(SlurmExecutor):
         for job in jobs:
             if (
                 job.state in slurm.WAITING
-                and job.reason.startswith(_STUCK)
+                and job.reason.startswith(slurm.STUCK)
                 and (job.id, job.reason) not in self._warned
             ):
                 self._warned.add((job.id, job.reason))

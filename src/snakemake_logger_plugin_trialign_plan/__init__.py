@@ -87,6 +87,10 @@ def _dag(dag: Any) -> dict[str, Any]:
                 "reason": str(dag.reason(job)) if job in needed else "",
                 "after": [ids[other] for other in dag.dependencies[job]],
                 "threads": job.threads,
+                "local": job.rule.norun or job.rule.name in workflow._localrules,  # under -n all say that they are
+                "account": str(job.resources.get("slurm_account") or ""),
+                "partition": str(job.resources.get("slurm_partition") or ""),
+                "qos": str(job.resources.get("qos") or ""),
                 "resources": {key: value for key, value in job.resources.items() if isinstance(value, int)},
             }
             for job in ids

@@ -152,6 +152,35 @@ def jobs() -> None:
 
 
 @app.command()
+def doctor(
+    slurm: Annotated[bool, typer.Option("--slurm", help="A SLURM cluster; run it on the login node.")] = False,
+    configfile: ConfigFiles = None,
+    profile: Annotated[str, typer.Option(help="As for snakemake.")] = "profiles/slurm",
+    config: Overrides = None,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds that the probe's job may wait for its start.")] = 120,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check a cluster before the first job; each finding with its remedy. Exit status 1 where there is a problem."""
+    from dataclasses import asdict
+
+    from trialign import doctor as examining
+    from trialign import plan as planning
+
+    if not slurm:
+        raise UserError("doctor: what is to be checked? --slurm is what there is")
+    dag = planning.dry_run(["all"], configfile or (), profile, config or ())
+    findings = []
+    for finding in examining.examine(dag, examining.read_profile(profile), wait):
+        findings.append(finding)
+        if not as_json:
+            examining.show(finding, typer.echo)
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
+    if any(finding.level == "problem" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
 def prune(
     configfile: ConfigFiles = None,
     profile: Profile = None,

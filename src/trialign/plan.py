@@ -37,7 +37,8 @@ REASONS_SHOWN = 20
 class Job:
     """A job of Snakemake's DAG.
 
-    needed: it has to run, for `reason`; there: its outputs exist. after: the jobs that it needs, by id.
+    needed: it has to run, for `reason`; there: its outputs exist. after: the jobs that it needs, by id. local: it runs
+    where Snakemake does, also on a cluster. account, partition, qos: as the profile says, empty where it does not.
     """
 
     id: int
@@ -51,6 +52,10 @@ class Job:
     after: tuple[int, ...]
     threads: int
     resources: Mapping[str, int]
+    local: bool = False
+    account: str = ""
+    partition: str = ""
+    qos: str = ""
 
     @property
     def name(self) -> str:
@@ -134,12 +139,17 @@ def dry_run(
         told = {"errors": []}
     if ended.returncode or "jobs" not in told:
         raise UserError(_refusal(told["errors"], ended.stderr))
-    found = tuple(
-        Job(**{key: tuple(value) if isinstance(value, list) else value for key, value in job.items()})
-        for job in told["jobs"]
-    )
+    found = tuple(map(_job, told["jobs"]))
     number, basis = _at_a_time(jobs, told, found)
     return Dag(config.load(told["config"]), found, number, basis)
+
+
+def _job(told: Mapping[str, Any]) -> Job:
+    """Return a job as the plugin told it, less the disk that Snakemake's default resources ask for in our place."""
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in told.items()}
+    if "disk_mb" not in known.resource_names(told["rule"]):
+        values["resources"] = {name: value for name, value in told["resources"].items() if name != "disk_mb"}
+    return Job(**values)
 
 
 def _refusal(errors: Sequence[str], stderr: str) -> str:

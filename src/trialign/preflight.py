@@ -48,7 +48,7 @@ def check(experiment: Experiment, tasks: Sequence[Task], *, local: bool) -> None
         return
     lacks = [
         *(_gpus(experiment, wanting) if local and wanting else ()),
-        *(_network(experiment, downloads) if downloads else ()),
+        *(network(experiment, downloads) if downloads else ()),
         *_unlocked(experiment),
         *_disk(Path(experiment.results_dir), tasks),
     ]
@@ -92,17 +92,28 @@ def gpu_memories() -> list[float]:
     return memories if visible is None else memories[: len([name for name in visible.split(",") if name.strip()])]
 
 
-def _network(experiment: Experiment, sources: Sequence[str]) -> Iterable[str]:
+def network(experiment: Experiment, sources: Sequence[str]) -> Iterable[str]:
+    """Yield a line where the hub, or the mirror, that `sources` are to come from does not answer this machine."""
     what = f"{len(sources)} download(s) ({', '.join(sources[:3])}{', ...' if len(sources) > 3 else ''})"
-    endpoint = experiment.mirror or os.environ.get("HF_ENDPOINT", HUB)
-    if not endpoint.startswith(("http://", "https://")):
-        return  # a folder stands for the hub
+    address = endpoint(experiment)
+    if address.startswith(("http://", "https://")) and (error := silence(address)):  # else a folder stands for the hub
+        yield f"network: {what} to do, and {address} does not answer ({error})"
+
+
+def endpoint(experiment: Experiment) -> str:
+    """Return where downloads come from: an address, or a folder."""
+    return experiment.mirror or os.environ.get("HF_ENDPOINT", HUB)
+
+
+def silence(address: str) -> str:
+    """Return why an address does not answer within 5 s; empty where it does."""
     try:
-        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=TIMEOUT)
+        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=TIMEOUT)
     except urllib.error.HTTPError:
-        return  # it answers
+        return ""  # it answers
     except (OSError, ValueError) as error:
-        yield f"network: {what} to do, and {endpoint} does not answer ({getattr(error, 'reason', error)})"
+        return str(getattr(error, "reason", error))
+    return ""
 
 
 def _unlocked(experiment: Experiment) -> Iterable[str]:

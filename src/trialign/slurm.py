@@ -1,4 +1,4 @@
-"""What SLURM says of jobs, from its own commands: state, why one waits, how long one has left.
+"""What SLURM says of jobs and of the cluster, from its own commands: state, why one waits, how long one has left.
 
 Nothing here submits or ends a job. Reads `squeue` first, which answers on every cluster; a job that it has forgotten
 (MinJobAge after its end) is asked of `sacct`, where there is accounting.
@@ -6,6 +6,7 @@ Nothing here submits or ends a job. Reads `squeue` first, which answers on every
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 import subprocess
@@ -21,6 +22,10 @@ WAITING = frozenset(
     {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 )
 LOST = frozenset({"PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "REVOKED"})
+# squeue(1), "JOB REASON CODES": those that no waiting cures.
+STUCK = ("JobHeld", "launch failed requeued held", "BadConstraints", "DependencyNeverSatisfied", "AccountNotAllowed",
+         "PartitionNodeLimit", "PartitionTimeLimit", "PartitionDown", "PartitionInactive", "InvalidAccount",
+         "InvalidQOS", "QOSMaxWallDurationPerJobLimit", "AssocMaxWallDurationPerJobLimit")  # fmt: skip
 _UNKNOWN_JOB = "Invalid job id"
 _DURATION = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)")
 
@@ -51,7 +56,7 @@ def own_job() -> str | None:
 
 def queued() -> dict[str, Job]:
     """Return this user's jobs, also those that ended lately, by id. Silent: SLURM does not answer."""
-    told = _ask("squeue", "--me", "--array", "--states=all", "--noheader", "--format=%i|%T|%r|%N|%j|%Z")
+    told = ask("squeue", "--me", "--array", "--states=all", "--noheader", "--format=%i|%T|%r|%N|%j|%Z")
     return {job.id: job for job in (Job(*line.split("|")) for line in told.splitlines() if line.count("|") == 5)}
 
 
@@ -59,7 +64,7 @@ def accounted(ids: Iterable[str]) -> dict[str, Job]:
     """Return jobs as the accounting knows them, none where there is no accounting."""
     wanted = ",".join(ids)
     try:
-        told = _ask(
+        told = ask(
             "sacct", "-X", "-n", "-P", "-j", wanted, "-o", "JobID,State,Reason,NodeList,JobName,WorkDir,ExitCode"
         )
     except Silent:
@@ -71,7 +76,7 @@ def accounted(ids: Iterable[str]) -> dict[str, Job]:
 def has_accounting() -> bool:
     """Say whether this cluster keeps an account of its jobs that can be asked."""
     try:
-        _ask("sacct", "-X", "-n", "-j", "1", "-o", "JobID")
+        ask("sacct", "-X", "-n", "-j", "1", "-o", "JobID")
     except Silent:
         return False
     return True
@@ -85,7 +90,7 @@ def plain(state: str) -> str:
 def exit_code(job: str) -> str:
     """Return `exit:signal` of a job that ended lately, as SLURM writes it; empty where it does not know."""
     try:
-        told = _ask("scontrol", "--oneliner", "show", "job", job)
+        told = ask("scontrol", "--oneliner", "show", "job", job)
     except Silent:
         return ""
     found = re.search(r"\bExitCode=(\d+:\d+)", told)
@@ -95,7 +100,7 @@ def exit_code(job: str) -> str:
 def state(job: str) -> str | None:
     """Return the state of any user's job; None for a job that SLURM does not know any more. Silent: no answer."""
     try:
-        told = _ask("squeue", "--states=all", "--noheader", "--job", job, "--format=%T")
+        told = ask("squeue", "--states=all", "--noheader", "--job", job, "--format=%T")
     except Silent as error:
         if _UNKNOWN_JOB in str(error):
             return None
@@ -109,7 +114,7 @@ def seconds_left() -> float | None:
     if job is None:
         return None
     try:
-        told = _ask("squeue", "--noheader", "--job", job, "--format=%L").split()
+        told = ask("squeue", "--noheader", "--job", job, "--format=%L").split()
     except Silent:
         return None
     return duration(told[0]) if told else None
@@ -124,8 +129,8 @@ def duration(text: str) -> float | None:
     return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
-def _ask(*command: str) -> str:
-    """Return what a command prints. Silent: it is not there, fails, or takes more than a minute."""
+def ask(*command: str) -> str:
+    """Return what one of SLURM's commands prints. Silent: it is not there, fails, or takes more than a minute."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -133,3 +138,42 @@ def _ask(*command: str) -> str:
     if done.returncode:
         raise Silent(f"{command[0]}: {(done.stderr.strip().splitlines() or ['it failed'])[-1]}")
     return done.stdout
+
+
+# --- the cluster ------------------------------------------------------------------------------------------------------
+
+
+def settings() -> dict[str, str]:
+    """Return the cluster's settings, as slurm.conf(5) names them. Silent: SLURM does not answer."""
+    pairs = (line.partition("=") for line in ask("scontrol", "show", "config").splitlines())
+    return {name.strip(): value.strip() for name, mark, value in pairs if mark}
+
+
+def partitions() -> list[dict[str, str]]:
+    """Return what `scontrol show partition` says of each. Silent: SLURM does not answer."""
+    return [_fields(line) for line in ask("scontrol", "--oneliner", "show", "partition").splitlines()]
+
+
+def nodes() -> list[dict[str, str]]:
+    """Return what `scontrol show node` says of each. Silent: SLURM does not answer."""
+    return [_fields(line) for line in ask("scontrol", "--oneliner", "show", "node").splitlines()]
+
+
+def associations(cluster: str) -> list[dict[str, str]]:
+    """Return which accounts this user may charge there, and their limits. Silent: the accounting does not answer."""
+    columns = "Account,Partition,QOS,DefaultQOS,MaxSubmitJobs,MaxWall"
+    return _table("associations", f"user={getpass.getuser()} cluster={cluster}", columns)
+
+
+def qualities() -> list[dict[str, str]]:
+    """Return the qualities of service and their limits. Silent: the accounting does not answer."""
+    return _table("qos", "", "Name,MaxSubmitJobsPerUser,MaxWall")
+
+
+def _table(what: str, which: str, columns: str) -> list[dict[str, str]]:
+    told = ask("sacctmgr", "--noheader", "--parsable2", "show", what, *which.split(), f"format={columns}")
+    return [dict(zip(columns.split(","), line.split("|"), strict=True)) for line in told.splitlines()]
+
+
+def _fields(line: str) -> dict[str, str]:
+    return dict(re.findall(r"(\S+?)=(\S*)", line))

@@ -318,6 +318,29 @@ def downloads(experiment: Experiment) -> dict[str, HubRepository | WebFiles]:
     return {name: source for name, source in sources if name in named and isinstance(source, HubRepository | WebFiles)}
 
 
+def downloads_needed(experiment: Experiment) -> list[str]:
+    """Return the sources of hub and web that the artifacts need, by name: what `all` downloads, and nothing else."""
+    named: set[str] = set()
+    for artifact in experiment.artifacts.values():
+        for text in lineages(experiment, artifact):
+            named |= _read_by(experiment, Lineage.parse(text))
+        named |= {item.source for name, item in experiment.benchmarks.items() if name in benchmarks(artifact)}
+        if overlaps(experiment, artifact):
+            named |= {item.source for item in experiment.benchmarks.values()}
+            named |= {experiment.data[name].source for name in datasets(experiment, artifact)}
+    return [name for name in downloads(experiment) if name in named]
+
+
+def _read_by(experiment: Experiment, lineage: Lineage) -> set[str]:
+    """Return the sources that a run is made of, back to what is taken as published."""
+    base, published = experiment.models[lineage.base], imported(experiment)
+    named = {base.source or ""}  # its tokenizer is that of all stages after it
+    while str(lineage) not in published and lineage.last and lineage.parent:
+        named.add(experiment.data[experiment.preset(lineage.last).data].source)
+        lineage = lineage.parent
+    return named | {published.get(str(lineage), "")}
+
+
 @lru_cache(maxsize=8)
 def _lock(experiment: Experiment) -> lock.Lock:
     return lock.read(Path(experiment.lock)) if experiment.lock else lock.Lock()

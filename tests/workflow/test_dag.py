@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from tests.conftest import TEST_CONFIG, command, test_study
+from trialign import config, study
 
 LINEAGE = "mistral+tpo@alpha=0.9@beta=0.2"
 
@@ -39,6 +40,15 @@ def test_the_papers_table_2_lists_the_papers_runs() -> None:
     counts = planned(done.stdout)
     assert counts["train"] == 8 and counts["import_model"] == 2  # the published SFT is imported
     assert counts["answer"] == counts["judge"] == counts["evaluate"] == 9
+
+
+def test_the_target_for_a_transfer_node_downloads_what_all_needs_and_does_nothing_else() -> None:
+    everything, alone = (planned(command("snakemake", "-n", target).stdout) for target in ("all", "downloads"))
+    assert alone == {"fetch": everything["fetch"], "downloads": 1, "total": everything["fetch"] + 1}
+    small = config.load_files([Path("config/config.yaml"), Path("config/small.yaml")])
+    done = command("snakemake", "-n", "--configfile", "config/small.yaml", "--", "all")
+    fetched = set(re.findall(r"output: \S+/data/source/(\w+)", done.stdout))
+    assert fetched == set(study.downloads_needed(small))
 
 
 def test_one_table_of_the_demo_needs_only_its_runs(tmp_path: Path) -> None:

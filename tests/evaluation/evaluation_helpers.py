@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from trialign.errors import Again
 from trialign.evaluation import harness
 from trialign.settings import HarnessBenchmark
 
@@ -101,3 +102,13 @@ def requests(task: Any) -> list[list[tuple[str, str]]]:
     for instance in task.instances:
         asked.setdefault(instance.doc_id, []).append(instance.args)
     return [asked[number] for number in sorted(asked)]
+
+
+def start_again(start: Callable[[], Any], most: int = 30) -> tuple[Any, int]:
+    """Start until no other start is asked for. Returns what the last start gave, and how many there were."""
+    for starts in range(1, most):
+        try:
+            return start(), starts
+        except Again:
+            pass
+    raise AssertionError(f"asked for more than {most} starts")

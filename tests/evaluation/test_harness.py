@@ -238,7 +238,7 @@ def test_an_item_is_never_its_own_example(world, model_folder, make_step):
     name, suite = "sports", {"sports": SUITE["sports"]}
     step = make_step(EvaluateRecipe(benchmarks=suite, bos=False, batch_size=4), {})
     tasks = harness._tasks(name, suite[name], world / name, step.scratch)
-    model = LanguageModel(model_folder, batch_size=4, bos=False)
+    model = LanguageModel(model_folder, batch_size=4, bos=False, scratch=step.scratch)
     outcome = harness._run(model, tasks, suite, harness._write(tasks, step.scratch / "tasks"))
     for sample in outcome["samples"][name]:
         prompt = sample["arguments"][0][0]

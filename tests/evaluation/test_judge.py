@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pandas as pd
 import pytest
-from evaluation_helpers import read_lines, write_lines
+from evaluation_helpers import read_lines, start_again, write_lines
 from scipy import stats
 
 from trialign.errors import UserError
+from trialign.evaluation import judge as judging
 from trialign.evaluation.judge import judge
 from trialign.recipes import JudgeRecipe
 from trialign.settings import JudgeSettings
@@ -114,6 +116,22 @@ def test_a_restart_keeps_what_was_stored_and_asks_for_the_rest(inputs, make_step
     judge(step)
     rest = {item: score for item, score in values(whole.out, "score").items() if item != "1/1"}
     assert values(step.out, "score") == {"1/1": 7.0, **rest}
+
+
+def test_judging_ends_before_its_job_and_goes_on_in_the_next(inputs, make_step, tmp_path, monkeypatch, one_second_job):
+    whole, rated, rate = make_step(recipe(), inputs), [], judging.rubric_judge.rate
+    judge(whole)
+
+    def slow(question, turn, answer, rubric):
+        rated.append((question["question_id"], turn))
+        time.sleep(0.4)
+        return rate(question, turn, answer, rubric)
+
+    monkeypatch.setattr(judging.rubric_judge, "rate", slow)
+    _, starts = start_again(lambda: judge(make_step(recipe(), inputs, tmp_path / "killed")))
+    assert starts > 1
+    assert rated == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert (tmp_path / "killed/responses.jsonl").read_bytes() == (whole.scratch / "responses.jsonl").read_bytes()
 
 
 def test_an_endpoint_is_refused_until_it_is_built(inputs, make_step):

@@ -13,11 +13,11 @@ import time
 
 import pytest
 import torch
-from evaluation_helpers import TEMPLATE, read_lines, save_model, write_lines
+from evaluation_helpers import TEMPLATE, read_lines, save_model, start_again, write_lines
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from trialign.errors import UserError
-from trialign.evaluation.mtbench import Noise, Prompt, answer, model_id
+from trialign.evaluation.mtbench import Noise, Prompt, Writer, answer, model_id
 from trialign.recipes import AnswerRecipe
 from trialign.settings import AnswerSettings
 
@@ -198,6 +198,55 @@ def test_a_killed_process_is_taken_up_and_ends_with_the_same_bytes(model_folder,
     step = make_step(asked, inputs, scratch)
     answer(step)
     assert (step.out / "answers.jsonl").read_bytes() == (whole.out / "answers.jsonl").read_bytes()
+
+
+def test_answering_ends_before_its_job_and_goes_on_in_the_next(
+    model_folder, questions, make_step, tmp_path, monkeypatch, one_second_job
+):
+    asked, inputs = recipe(2, math=0.9), {"model": model_folder, "questions": questions}
+    batches, write = [], Writer.write
+
+    def slow(self, prompts):
+        batches.append([prompt.question_id for prompt in prompts])
+        time.sleep(0.2)
+        return write(self, prompts)
+
+    with monkeypatch.context() as patch:
+        patch.delenv("SLURM_JOB_ID")
+        whole = make_step(asked, inputs)
+        answer(whole)
+    monkeypatch.setattr(Writer, "write", slow)
+    outs = []
+
+    def start():
+        step = make_step(asked, inputs, tmp_path / "killed")
+        answer(step)
+        outs.append(step.out)
+
+    _, starts = start_again(start)
+    assert starts > 1
+    assert len(batches) == 2 * 4 and sum(map(len, batches)) == 2 * len(QUESTIONS)
+    for name in ("answers.jsonl", "card.json"):
+        assert (outs[0] / name).read_bytes() == (whole.out / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("size", "advice"),
+    [
+        (4, "lower answers.batch_size, which is part of every result, or take a larger GPU"),
+        (1, "take a larger GPU"),
+    ],
+)
+def test_a_batch_that_does_not_fit_the_gpu_is_one_line(model_folder, questions, make_step, monkeypatch, size, advice):
+    def out_of_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nMore.")
+
+    monkeypatch.setattr(Writer, "write", out_of_memory)
+    with pytest.raises(UserError) as error:
+        answer(make_step(recipe(size), {"model": model_folder, "questions": questions}))
+    assert str(error.value) == (
+        f"out of GPU memory with {size} at a time (CUDA out of memory. Tried to allocate 20.00 MiB): {advice}"
+    )
 
 
 def test_a_model_is_called_by_its_run(tmp_path):

@@ -30,7 +30,7 @@ from lm_eval.utils import handle_non_serializable, hash_string
 from trialign import diverged
 from trialign.data.sources import origin, splits
 from trialign.errors import UserError, nearest
-from trialign.evaluation import language_model
+from trialign.evaluation import language_model, models
 from trialign.evaluation import tasks as task_files
 from trialign.evaluation.records import Item, mean, mean_of_subsets, publish
 from trialign.recipes import EvaluateRecipe
@@ -68,7 +68,8 @@ def evaluate(step: Step[EvaluateRecipe]) -> dict[str, Any]:
 
     A value that is not finite (a broken model; an underflow) stays in the items as NaN, is counted as `not_finite`,
     and leaves its benchmark without a score. The model of a diverged run is not evaluated: its mark is passed on.
-    Raises UserError for a task file, split or metric that is not there.
+    A restart goes on after the last batch that was written down. Raises UserError for a task file, split or metric that
+    is not there, and where a batch does not fit the GPU; Again where the time of its job is up.
     """
     if mark := diverged.pass_on(step.input("model"), step.out):
         return mark
@@ -79,8 +80,11 @@ def evaluate(step: Step[EvaluateRecipe]) -> dict[str, Any]:
         for task in _tasks(name, benchmark, step.input(f"data.{name}"), step.scratch / "datasets")
     ]
     language_model.compile_templates_once()
-    model = language_model.LanguageModel(step.input("model"), batch_size=recipe.batch_size, bos=recipe.bos)
-    outcome = _run(model, tasks, recipe.benchmarks, _write(tasks, step.scratch / "tasks"))
+    model = language_model.LanguageModel(
+        step.input("model"), batch_size=recipe.batch_size, bos=recipe.bos, scratch=step.scratch
+    )
+    with models.fitting("eval_batch_size", recipe.batch_size):
+        outcome = _run(model, tasks, recipe.benchmarks, _write(tasks, step.scratch / "tasks"))
 
     items = [item for task in tasks for item in _items(task, outcome["samples"][task.name])]
     results = {

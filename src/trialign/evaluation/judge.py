@@ -6,7 +6,7 @@ Who judges is behind `responses`, which yields raw texts; storage, parser, card 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,10 +14,12 @@ from typing import Any
 
 from trialign import diverged
 from trialign.data.cards import write_card
+from trialign.deadline import Deadline
 from trialign.demo import judge as rubric_judge
 from trialign.errors import UserError
 from trialign.evaluation import ratings
-from trialign.evaluation.questions import ANSWERS, BENCHMARK, TURNS, Journal, line, read_lines, read_questions
+from trialign.evaluation.journal import Journal
+from trialign.evaluation.questions import ANSWERS, BENCHMARK, TURNS, line, read_lines, read_questions
 from trialign.evaluation.ratings import Rating
 from trialign.evaluation.records import Item, mean, mean_of_clusters, publish
 from trialign.recipes import JudgeRecipe
@@ -61,7 +63,7 @@ def judge(step: Step[JudgeRecipe]) -> dict[str, Any]:
     Items: `score` of "<question_id>/<turn>" with the question's category as subset, the same value as `first_turn` or
     `second_turn`, and the components that the judge names. Returns what they sum up to. A restart goes on after the
     last response that was written down. Of a diverged run there are no answers: its mark is passed on. Raises UserError
-    where more than `max_unjudged` is unjudged.
+    where more than `max_unjudged` is unjudged; Again where the time of its job is up.
     """
     if mark := diverged.pass_on(step.input("answers"), step.out):
         return mark
@@ -71,7 +73,7 @@ def judge(step: Step[JudgeRecipe]) -> dict[str, Any]:
     journal = Journal(step.scratch / "responses.jsonl")
     done = {(record["question_id"], record["turn"]) for record in journal.records}
     left = [request for request in requests if request.key not in done]
-    for request, response in responses(settings, folder, left):
+    for request, response in responses(settings, folder, Deadline().each(left, "answers")):
         question_id, turn = request.key
         journal.append([{"question_id": question_id, "turn": turn, "judgment": response}])
     stored = {(record["question_id"], record["turn"]): record["judgment"] for record in journal.records}
@@ -91,7 +93,7 @@ def judge(step: Step[JudgeRecipe]) -> dict[str, Any]:
     return results
 
 
-def responses(settings: JudgeSettings, questions: Path, requests: list[Request]) -> Iterator[tuple[Request, str]]:
+def responses(settings: JudgeSettings, questions: Path, requests: Iterable[Request]) -> Iterator[tuple[Request, str]]:
     """Yield the raw text with which the judge responds to each request.
 
     questions: the folder of the questions, with what else the judge needs to know of them.

@@ -21,8 +21,10 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from trialign import diverged, paths
 from trialign.data.cards import quantiles, write_card
 from trialign.data.tokens import Encoder
-from trialign.evaluation.models import load
-from trialign.evaluation.questions import ANSWERS, TURNS, Journal, line, read_questions
+from trialign.deadline import Deadline
+from trialign.evaluation.journal import Journal
+from trialign.evaluation.models import fitting, load
+from trialign.evaluation.questions import ANSWERS, TURNS, line, read_questions
 from trialign.recipes import AnswerRecipe
 from trialign.settings import AnswerSettings
 from trialign.steps import Step
@@ -135,13 +137,13 @@ def answer(step: Step[AnswerRecipe]) -> dict[str, Any]:
     """Answer the questions. Writes `answers.jsonl` (FastChat's answer format; see `_line`) and `card.json`.
 
     A restart goes on after the last batch that was written down. The model of a diverged run answers nothing: its mark
-    is passed on. Facts: the card.
+    is passed on. Facts: the card. Again where the time of its job is up; UserError where a batch does not fit the GPU.
     """
     folder = step.input("model")
     if mark := diverged.pass_on(folder, step.out):
         return mark
     questions = read_questions(step.input("questions"))
-    writer = Writer(folder, step.recipe)
+    settings, writer, deadline = step.recipe.answers, Writer(folder, step.recipe), Deadline()
     records: dict[int, dict[Any, dict[str, Any]]] = {}
     for turn in TURNS:
         said = {
@@ -151,8 +153,11 @@ def answer(step: Step[AnswerRecipe]) -> dict[str, Any]:
         prompts = [writer.prompt(question, said[question["question_id"]]) for question in questions]
         journal = Journal(step.scratch / f"turn{turn}.jsonl")
         done = {record["question_id"] for record in journal.records}
-        for batch in batches(prompts, step.recipe.answers):
-            if not done.issuperset(prompt.question_id for prompt in batch):
+        left = [
+            batch for batch in batches(prompts, settings) if not done.issuperset(prompt.question_id for prompt in batch)
+        ]
+        with fitting("answers.batch_size", settings.batch_size):
+            for batch in deadline.each(left, f"batches of turn {turn}"):
                 journal.append(writer.write(batch))
         records[turn] = {record["question_id"]: record for record in journal.records}
     name = model_id(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,23 +39,3 @@ def read_questions(folder: Path) -> list[dict[str, Any]]:
 def line(record: Mapping[str, Any]) -> str:
     """Return a record as one line."""
     return json.dumps(record, ensure_ascii=False) + "\n"
-
-
-class Journal:
-    """A file of records that survives a kill: appended to as work goes on, and read again at the next start."""
-
-    def __init__(self, path: Path) -> None:
-        """Read what is there. A last line that a kill cut short is dropped from the file."""
-        self._path = path
-        text = path.read_bytes() if path.exists() else b""
-        whole = text[: text.rfind(b"\n") + 1]
-        if whole != text:
-            path.write_bytes(whole)
-        self.records: list[dict[str, Any]] = [json.loads(part) for part in whole.splitlines()]
-
-    def append(self, records: Iterable[dict[str, Any]]) -> None:
-        """Add records to the file and to `records`."""
-        new = list(records)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write("".join(map(line, new)))
-        self.records += new

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from trialign import slurm
+from trialign.deadline import Deadline
 from trialign.errors import Again
 
 CHECKPOINT_SECONDS = 600.0
@@ -87,24 +88,20 @@ class CheckpointClock(TrainerCallback):
         self._seconds = float(os.environ.get("TRIALIGN_CHECKPOINT_SECONDS", CHECKPOINT_SECONDS))
         self._last = self._step_began = self._save_began = 0.0
         self._slowest_step = self._slowest_save = 0.0
-        self._end, self._slack = math.inf, 0.0
         self._told_to_end, self._stop = False, False
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._last = self._step_began = time.monotonic()
-        left = slurm.seconds_left()
-        if left is not None:
-            self._end, self._slack = self._last + left, min(60.0, left / 10)
-            print(f"the job ends in {timedelta(seconds=round(left))} at the latest", file=sys.stderr, flush=True)
+        self._deadline = Deadline()
         if slurm.own_job():
             signal.signal(signal.SIGTERM, self._terminate)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         now = time.monotonic()
         self._slowest_step, self._step_began = max(self._slowest_step, now - self._step_began), now
-        needed = self._slack + 2 * self._slowest_step + 3 * self._slowest_save
+        needed = 2 * self._slowest_step + 3 * self._slowest_save
         due = now - self._last >= self._seconds
-        due, self._stop = _first_says((due, self._told_to_end or now + needed >= self._end))
+        due, self._stop = _first_says((due, self._told_to_end or self._deadline.is_within(needed)))
         if state.global_step < state.max_steps and (due or self._stop):
             control.should_save = True
             self._save_began = now

@@ -28,7 +28,7 @@ class LanguageModel(HFLM):
     """A model folder as a harness model. What it computed is written down batch by batch, and not computed again.
 
     A request's last bits depend on the batch that it is computed in, so a restart must find HFLM's batches whole.
-    lm-eval's own cache (`use_cache`) does not: it takes known requests out, and what is left makes other batches.
+    lm-eval's own cache (`use_cache`) does not: it takes out single requests, and what is left may make other batches.
 
     truncated: the (context, continuation) requests that were longer than the model's context, which the harness cuts
     from the left with no more than a line in the log.

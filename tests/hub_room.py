@@ -104,6 +104,9 @@ class _Handler(BaseHTTPRequestHandler):
         etag = hashlib.sha256(content).hexdigest() if name.endswith(LFS) else blob(content)
         content = self.hub.altered.get(name, content)
         start = self._first_byte()
+        if start and start >= len(content):
+            self._json({}, 416)
+            return
         body = content[start:]
         self.send_response(206 if start else 200)
         for key, value in {

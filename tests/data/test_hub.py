@@ -187,6 +187,66 @@ def test_a_revision_that_moves_between_two_starts_is_fetched_whole(tmp_path: Pat
     }  # fmt: skip
 
 
+LONGER = FILES["flan.jsonl"] + b"<html>and more</html>"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (LONGER, ["what came for flan.jsonl is not the file of 9000 bytes"]),
+        # a page that is shorter becomes the beginning of the file: found by size, by range, or by hash
+        (
+            b"<html>log in</html>",
+            ["could not be fetched (OSError: Consistency check failed", "what came for flan.jsonl"],
+        ),
+    ],
+)
+def test_what_is_not_the_file_never_stays_its_beginning(tmp_path: Path, hub: Hub, body: bytes, said: list[str]) -> None:
+    """A proxy that answers for the hub: when it is gone, the file is fetched from its first byte."""
+    hub.altered["flan.jsonl"] = body
+    for expected in said:
+        told, _ = fetched(tmp_path, recipe(files=hashes()), HF_ENDPOINT=hub.url)
+        assert told.startswith("UserError: ") and expected in told
+    hub.altered.clear()
+    hub.requests.clear()
+    told, out = fetched(tmp_path, recipe(files=hashes()), HF_ENDPOINT=hub.url)
+    assert json.loads(told)["verified"] == 3
+    assert [since for _, path, since in hub.requests if path.endswith("/flan.jsonl")] == [0]
+    assert (out / "flan.jsonl").read_bytes() == FILES["flan.jsonl"]
+
+
+def test_a_beginning_that_is_not_the_files_is_found_by_the_hash_and_fetched_anew(tmp_path: Path, hub: Hub) -> None:
+    hub.altered["flan.jsonl"] = b"<html>log in</html>"
+    fetched(tmp_path, recipe(files=hashes()), HF_ENDPOINT=hub.url)
+    hub.altered.clear()
+    told, _ = fetched(tmp_path, recipe(files=hashes()), HF_ENDPOINT=hub.url)
+    assert told.startswith("UserError: me/data: flan.jsonl is not what was locked")
+    hub.requests.clear()
+    told, _ = fetched(tmp_path, recipe(files=hashes()), HF_ENDPOINT=hub.url)
+    assert json.loads(told)["verified"] == 3
+    assert [since for _, path, since in hub.requests if path.endswith("/flan.jsonl")] == [0]
+
+
+def test_a_part_that_is_too_long_is_begun_anew_and_one_of_two_equal_files_counts_once(
+    tmp_path: Path, root: Path, hub: Hub
+) -> None:
+    data = root / "datasets/me/data"
+    content = bytes(4_000_000)
+    for name in ("one.jsonl", "two.jsonl"):
+        (data / name).write_bytes(content)
+    parts = tmp_path / "scratch" / f"{commit_of(data)}.parts"
+    parts.mkdir(parents=True)
+    (parts / hashlib.sha256(content).hexdigest()).write_bytes(content[:2_000_000])
+    (parts / hashes()["README.md"].removeprefix("git:")).write_bytes(b"x" * 1000)
+    process, out = start(tmp_path, recipe(), HF_ENDPOINT=hub.url)
+    told, log = process.communicate(timeout=120)
+    assert json.loads(told)["verified"] == 5, told
+    assert "5 files, 0.008 GB, 0.002 GB of it there" in log
+    since = {path.rpartition("/")[2]: first for _, path, first in hub.requests if "/resolve/" in path}
+    assert since["one.jsonl"] == 2_000_000 and since["README.md"] == 0
+    assert (out / "README.md").read_bytes() == FILES["README.md"]
+
+
 def test_a_file_that_is_not_what_was_locked_is_refused_and_fetched_anew(tmp_path: Path, hub: Hub) -> None:
     hub.altered["flan.jsonl"] = b'{"a": 2}\n' * 1000
     told, out = fetched(tmp_path, recipe(files=hashes()), HF_ENDPOINT=hub.url)

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -145,7 +146,10 @@ def _download(repository: HubRepository, commit: str, files: Mapping[str, File],
         folder.mkdir(exist_ok=True)
     part_of = {name: parts / file.hash.partition(":")[2] for name, file in files.items()}
     missing = {name: file for name, file in files.items() if not (draft / name).is_file()}
-    have = sum(part_of[name].stat().st_size for name in missing if part_of[name].is_file())
+    for name, file in missing.items():
+        if _is_longer(part_of[name], file.size):
+            part_of[name].unlink()
+    have = sum(part.stat().st_size for part in {part_of[name] for name in missing} if part.is_file())
     size = sum(file.size for file in missing.values())
     _check_space(repository, size - have, draft)
     _say(f"{repository.repo}@{commit}: {len(missing)} files, {size / 1e9:.3f} GB, {have / 1e9:.3f} GB of it there")
@@ -158,18 +162,40 @@ def _download(repository: HubRepository, commit: str, files: Mapping[str, File],
 
 
 def _download_file(repository: HubRepository, commit: str, name: str, size: int, part: Path) -> None:
-    """Append to `part` what it lacks of a file. size: bytes of the whole file."""
+    """Append to `part` what it lacks of a file. size: bytes of the whole file.
+
+    A part that cannot become the file is removed, or every later start would go on behind it.
+    """
+    from httpx2 import HTTPError
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
     address = hf_hub_url(repository.repo, name, repo_type=repository.type, revision=commit)
     headers = {**build_hf_headers(), "accept-encoding": "identity"}  # a range of a compressed answer is not the file's
-    with part.open("ab") as file:
-        http_get(
-            address, file, resume_size=file.tell(), headers=headers, expected_size=size, displayed_filename=name,
-            tqdm_class=_lines(),
-        )  # fmt: skip
+    try:
+        with part.open("ab") as file:
+            http_get(
+                address, file, resume_size=file.tell(), headers=headers, expected_size=size, displayed_filename=name,
+                tqdm_class=_lines(),
+            )  # fmt: skip
+    except (OSError, HTTPError) as error:
+        if not (_is_longer(part, size) or _status(error) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE):
+            raise
+        part.unlink()
+        raise UserError(
+            f"{repository.repo}: what came for {name} is not the file of {size} bytes; a proxy may answer for the "
+            "hub: run again, it fetches the file from its first byte"
+        ) from error
+
+
+def _is_longer(part: Path, size: int) -> bool:
+    return part.is_file() and part.stat().st_size > size
+
+
+def _status(error: Exception) -> int | None:
+    """Return the HTTP status of a refused request; None for other errors."""
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 @contextmanager

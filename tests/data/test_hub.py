@@ -187,6 +187,51 @@ def test_a_revision_that_moves_between_two_starts_is_fetched_whole(tmp_path: Pat
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (401, "set HF_TOKEN to a token that may read it, then run again"),
+        (403, "set HF_TOKEN to a token that may read it, then run again"),
+        (404, "README.md is not there at commit "),
+    ],
+)
+def test_a_file_that_is_refused_is_not_blamed_on_the_network(
+    tmp_path: Path, hub: Hub, status: int, message: str
+) -> None:
+    hub.refused["README.md"] = status
+    told, _ = fetched(tmp_path, recipe(), HF_ENDPOINT=hub.url)
+    assert told.startswith("UserError: ") and "network" not in told
+    assert message in told or (status == 401 and "is private: check the name, or set HF_TOKEN" in told)
+
+
+def siblings(**entry: Any) -> bytes:
+    return json.dumps({"id": "me/data", "sha": "1" * 40, "siblings": [{"rfilename": "a.jsonl", **entry}]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b"<html>log in</html>", "does not answer as the hub does"),
+        (b"[1]", "does not answer as the hub does"),
+        (b"{}", "does not answer as the hub does"),
+        (siblings(size=1, blobId="1" * 40).replace(b'"sha"', b'"no"'), "does not answer as the hub does"),
+        (siblings(), "does not answer as the hub does"),
+        (siblings(size=1), "does not answer as the hub does"),
+        (siblings(size=60 * 10**9, blobId="1" * 40), "a.jsonl has 60.0 GB, more than a download of the hub may have"),
+    ],
+)
+def test_what_answers_in_the_hubs_place_is_told_from_it(tmp_path: Path, hub: Hub, answer: bytes, message: str) -> None:
+    hub.answer = answer
+    told, _ = fetched(tmp_path, recipe(), HF_ENDPOINT=hub.url)
+    assert told.startswith("UserError: ") and message in told
+
+
+def test_a_commit_that_is_gone_is_named_and_not_the_branch(tmp_path: Path, hub: Hub) -> None:
+    told, _ = fetched(tmp_path, recipe(commit="9" * 40, files=hashes()), HF_ENDPOINT=hub.url)
+    assert told.startswith(f"UserError: dataset me/data no longer has the commit {'9' * 40}, which the lock names for")
+    assert "trialign lock --upgrade" in told
+
+
 LONGER = FILES["flan.jsonl"] + b"<html>and more</html>"
 
 

@@ -25,6 +25,8 @@ from trialign.errors import UserError
 from trialign.lock import MIRROR, Locked
 
 if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
+
     from trialign.recipes import FetchRecipe
     from trialign.settings import HubRepository
     from trialign.steps import Step
@@ -111,7 +113,7 @@ def _copy(repository: HubRepository, folder: Path, draft: Path) -> None:
     names = _included(repository, (path.relative_to(folder).as_posix() for path in _files(folder)))
     _check_space(repository, sum((folder / name).stat().st_size for name in names), draft.parent)
     shutil.rmtree(draft, ignore_errors=True)
-    with _explaining(repository):
+    with _explaining(repository, repository.revision):
         for name in names:
             (draft / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, draft / name)
@@ -124,15 +126,41 @@ def _hub_contents(repository: HubRepository, revision: str) -> tuple[str, dict[s
     """Return the commit that a revision is, and its included files."""
     import huggingface_hub
 
-    with _explaining(repository):
-        info = huggingface_hub.HfApi().repo_info(
-            repository.repo, repo_type=repository.type, revision=revision, files_metadata=True
+    with _explaining(repository, revision):
+        try:
+            info = huggingface_hub.HfApi().repo_info(
+                repository.repo, repo_type=repository.type, revision=revision, files_metadata=True
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:  # a page of HTML, or other JSON
+            raise _no_hub(repository) from error
+    siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
+    names = _included(repository, siblings)
+    if info.sha is None:
+        raise _no_hub(repository)
+    return info.sha, {name: _file(repository, siblings[name]) for name in names}
+
+
+def _file(repository: HubRepository, sibling: RepoSibling) -> File:
+    """Return what the hub says of a file; UserError where it says too little, or gives the file in no download."""
+    from huggingface_hub.constants import MAX_HTTP_DOWNLOAD_SIZE
+
+    if sibling.size is None or not (sibling.lfs or sibling.blob_id):
+        raise _no_hub(repository)
+    if sibling.size > MAX_HTTP_DOWNLOAD_SIZE:
+        raise UserError(
+            f"{repository.repo}: {sibling.rfilename} has {sibling.size / 1e9:.1f} GB, more than a download of the hub "
+            f"may have ({MAX_HTTP_DOWNLOAD_SIZE / 1e9:.0f} GB); leave it out with `include`"
         )
-    files = {
-        file.rfilename: File(file.size, f"sha256:{file.lfs.sha256}" if file.lfs else f"git:{file.blob_id}")
-        for file in info.siblings
-    }
-    return info.sha, {name: files[name] for name in _included(repository, files)}
+    return File(sibling.size, f"sha256:{sibling.lfs.sha256}" if sibling.lfs else f"git:{sibling.blob_id}")
+
+
+def _no_hub(repository: HubRepository) -> UserError:
+    from huggingface_hub.constants import ENDPOINT
+
+    return UserError(
+        f"{repository.type} {repository.repo}: {ENDPOINT} does not answer as the hub does (commit, sizes and hashes of "
+        "files): a login page or proxy in its place, or no whole mirror; check `mirror` and HF_ENDPOINT"
+    )
 
 
 def _download(repository: HubRepository, commit: str, files: Mapping[str, File], draft: Path) -> None:
@@ -153,9 +181,9 @@ def _download(repository: HubRepository, commit: str, files: Mapping[str, File],
     size = sum(file.size for file in missing.values())
     _check_space(repository, size - have, draft)
     _say(f"{repository.repo}@{commit}: {len(missing)} files, {size / 1e9:.3f} GB, {have / 1e9:.3f} GB of it there")
-    with _explaining(repository):
-        for name, file in missing.items():
-            _say(f"{name}: {file.size / 1e6:.3f} MB")
+    for name, file in missing.items():
+        _say(f"{name}: {file.size / 1e6:.3f} MB")
+        with _explaining(repository, commit, name):
             _download_file(repository, commit, name, file.size, part_of[name])
             (draft / name).parent.mkdir(parents=True, exist_ok=True)
             part_of[name].replace(draft / name)
@@ -199,30 +227,40 @@ def _status(error: Exception) -> int | None:
 
 
 @contextmanager
-def _explaining(repository: HubRepository) -> Iterator[None]:
+def _explaining(repository: HubRepository, revision: str, name: str = "") -> Iterator[None]:
+    """Turn the errors of the hub client into one line. revision: the one that is asked for; name: of a file of it."""
     from httpx2 import HTTPError
 
     try:
         yield
     except (OSError, HTTPError) as error:
-        raise _explained(repository, error) from error
+        raise _explained(repository, revision, name, error) from error
 
 
-def _explained(repository: HubRepository, error: Exception) -> UserError:
+def _explained(repository: HubRepository, revision: str, file: str, error: Exception) -> UserError:
     """Say in one line what kept the hub client from fetching."""
     from huggingface_hub import errors
 
-    name = f"{repository.type} {repository.repo}"
+    name, status = f"{repository.type} {repository.repo}", _status(error)
     if isinstance(error, errors.GatedRepoError):
         return UserError(f"{name} is gated: accept its terms on its page on the hub and set HF_TOKEN, then run again.")
+    if isinstance(error, errors.RevisionNotFoundError) and revision != repository.revision:
+        return UserError(
+            f"{name} no longer has the commit {revision}, which the lock names for '{repository.revision}': lock what "
+            "is there now (trialign lock --upgrade), or take a mirror that has it."
+        )
     if isinstance(error, errors.RevisionNotFoundError):
-        return UserError(f"{name} has no revision '{repository.revision}'; take a commit hash from its history.")
+        return UserError(f"{name} has no revision '{revision}'; take a commit hash from its history.")
     if isinstance(error, errors.RepositoryNotFoundError):
         return UserError(f"{name} does not exist on the hub, or is private: check the name, or set HF_TOKEN.")
     if isinstance(error, errors.OfflineModeIsEnabled):
         return UserError(f"{name} must be fetched, but the hub is switched off: unset HF_HUB_OFFLINE and run again.")
+    if file and status == HTTPStatus.NOT_FOUND:
+        return UserError(f"{name}: {file} is not there at commit {revision}, though the hub lists it: a broken mirror?")
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     what = f"{type(error).__name__}: {reason}"
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return UserError(f"{name} is refused ({what}): set HF_TOKEN to a token that may read it, then run again.")
     return UserError(f"{name} could not be fetched ({what}); check network and disk, then run again: it goes on there.")
 
 

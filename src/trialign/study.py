@@ -300,12 +300,16 @@ def fetch_recipe(experiment: Experiment, source: str) -> recipes.FetchRecipe | r
 
 def locked(experiment: Experiment, source: Source) -> lock.Locked | lock.LockedFiles | None:
     """Return what the lock says of a source; None where it is not locked, or nothing to lock."""
-    return _lock(experiment).of(source) if isinstance(source, HubRepository | WebFiles) else None
+    if not isinstance(source, HubRepository | WebFiles):
+        return None
+    return _lock(experiment).of(source, folder=_from_folder(experiment))
 
 
 def check_lock(experiment: Experiment) -> None:
     """Refuse to run with downloads that are not locked, where the experiment names a lock."""
-    if experiment.lock and (names := lock.unlocked(_lock(experiment), downloads(experiment))):
+    if experiment.lock is None:
+        return
+    if names := lock.unlocked(_lock(experiment), downloads(experiment), folder=_from_folder(experiment)):
         raise lock.refusal(names, experiment.lock)
 
 
@@ -316,6 +320,10 @@ def downloads(experiment: Experiment) -> dict[str, HubRepository | WebFiles]:
     named += [item.source for item in (*experiment.data.values(), *experiment.benchmarks.values())]
     sources = experiment.sources.items()
     return {name: source for name, source in sources if name in named and isinstance(source, HubRepository | WebFiles)}
+
+
+def _from_folder(experiment: Experiment) -> bool:
+    return lock.folder_of(experiment.mirror) is not None
 
 
 @lru_cache(maxsize=8)

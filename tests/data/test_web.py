@@ -139,12 +139,17 @@ def lock(tmp_path: Path, port: int, one: str = "unknown", *options: str) -> subp
     )  # fmt: skip
 
 
+def only_entry(tmp_path: Path) -> dict[str, Any]:
+    (entry,) = json.loads((tmp_path / "lock.json").read_text())["web"].values()
+    return entry
+
+
 def test_lock_writes_the_hashes_and_downloads_are_held_to_them(tmp_path: Path, server: ThreadingHTTPServer) -> None:
     handler: Any = server.RequestHandlerClass
     files = ("config/config.yaml", "config/demo.yaml", str(tmp_path / "mine.yaml"))
     done = lock(tmp_path, server.server_port)
     assert done.returncode == 0 and "locked mine: http://127.0.0.1" in done.stdout, done.stdout
-    entry = json.loads((tmp_path / "lock.json").read_text())["web"]["mine"]
+    entry = only_entry(tmp_path)
     assert entry["files"] == SHA256 and entry["bytes"] == sum(map(len, CONTENT.values()))
     experiment = config.load_files([Path(name) for name in files])
     assert study.fetch_recipe(experiment, "mine").source.files == SHA256
@@ -152,20 +157,22 @@ def test_lock_writes_the_hashes_and_downloads_are_held_to_them(tmp_path: Path, s
 
     handler.served["two.json"] = b"[]"
     assert "kept   mine" in lock(tmp_path, server.server_port).stdout
-    assert json.loads((tmp_path / "lock.json").read_text())["web"]["mine"] == entry
+    assert only_entry(tmp_path) == entry
     assert "locked mine" in lock(tmp_path, server.server_port, SHA256["one.json"], "--upgrade").stdout
-    assert json.loads((tmp_path / "lock.json").read_text())["web"]["mine"]["files"]["two.json"] != SHA256["two.json"]
+    assert only_entry(tmp_path)["files"]["two.json"] != SHA256["two.json"]
 
 
 def test_an_entry_is_of_its_address_names_and_known_hashes() -> None:
     base, one, two = "https://example.org/v1/", SHA256["one.json"], SHA256["two.json"]
     held = Lock(web={"mine": LockedFiles(base=base, files={"one.json": one, "two.json": two}, bytes=9)})
     open_files = {"one.json": one, "two.json": "unknown"}
-    assert unlocked(held, {"a": WebFiles(base=base, files=open_files)}) == []
-    assert unlocked(Lock(), {"a": WebFiles(base=base, files={"one.json": one})}) == []  # the config says it all
+    assert unlocked(held, {"a": WebFiles(base=base, files=open_files)}, folder=False) == []
+    assert (
+        unlocked(Lock(), {"a": WebFiles(base=base, files={"one.json": one})}, folder=False) == []
+    )  # the config says it all
     others = {
         "address": WebFiles(base="https://example.org/v2/", files=open_files),
         "names": WebFiles(base=base, files={"two.json": "unknown"}),
         "hash": WebFiles(base=base, files={"one.json": two, "two.json": "unknown"}),
     }
-    assert unlocked(held, others) == list(others)
+    assert unlocked(held, others, folder=False) == list(others)

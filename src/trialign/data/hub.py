@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from trialign.data.cards import sha256, write_json
 from trialign.data.sources import SOURCE_FILE
 from trialign.errors import UserError
-from trialign.lock import MIRROR, Locked
+from trialign.lock import COMMIT, FOLDER, Locked, folder_of
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
@@ -69,14 +68,17 @@ def fetch(step: Step[FetchRecipe]) -> dict[str, Any]:
     repository = recipe.repository
     folder = _folder(repository)
     if folder:
-        commit, hashes, draft = recipe.commit or repository.revision, recipe.files, step.scratch / "copy"
-        _copy(repository, folder, draft)
+        commit, hashes, draft = _folder_commit(recipe), recipe.files, step.scratch / "copy"
+        included = _included(repository, _names(folder))
+        _check_names(repository, included, recipe.files)
+        _copy(repository, folder, included, draft)
     else:
         commit, files = _hub_contents(repository, recipe.commit or repository.revision)
         hashes, draft = recipe.files or {name: file.hash for name, file in files.items()}, step.scratch / commit
+        _check_names(repository, files, recipe.files)
         _download(repository, commit, files, draft)
-    names = sorted(path.relative_to(draft).as_posix() for path in _files(draft))
-    _verify(repository, draft, names, hashes, by="was locked" if recipe.files else "the hub says it is")
+    names = sorted(_names(draft))
+    _verify(repository, draft, hashes, by="was locked" if recipe.files else "the hub says it is")
     for path in sorted(draft.iterdir()):
         shutil.move(path, step.out / path.name)
     write_json(step.out / SOURCE_FILE, {**repository.model_dump(mode="json"), "commit": commit})
@@ -89,10 +91,10 @@ def fetch(step: Step[FetchRecipe]) -> dict[str, Any]:
 
 def _folder(repository: HubRepository) -> Path | None:
     """Return the repository's folder in the folder that stands for the hub; None where the hub itself is asked."""
-    mirror = os.environ.get(MIRROR)
-    if not mirror:
+    mirror = folder_of(None)
+    if mirror is None:
         return None
-    folder = Path(mirror) / f"{repository.type}s" / repository.repo
+    folder = mirror / f"{repository.type}s" / repository.repo
     if not folder.is_dir():
         raise UserError(
             f"{repository.type} {repository.repo} is not in the mirror: {folder} is no folder; put the repository's "
@@ -102,15 +104,20 @@ def _folder(repository: HubRepository) -> Path | None:
 
 
 def _folder_contents(repository: HubRepository, folder: Path) -> tuple[str, dict[str, File]]:
-    """Return the included files of a folder and, as it has no commits, a commit made of their hashes."""
-    names = _included(repository, (path.relative_to(folder).as_posix() for path in _files(folder)))
+    """Return the included files of a folder and, as it has no commits, what stands for one: a hash of theirs."""
+    names = _included(repository, _names(folder))
     files = {name: File((folder / name).stat().st_size, f"sha256:{sha256(folder / name)}") for name in names}
-    return hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest(), files
+    return f"{FOLDER}{hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()}", files
 
 
-def _copy(repository: HubRepository, folder: Path, draft: Path) -> None:
-    """Copy the included files of `folder` into `draft`."""
-    names = _included(repository, (path.relative_to(folder).as_posix() for path in _files(folder)))
+def _folder_commit(recipe: FetchRecipe) -> str:
+    """Return the commit to record: one that the config names stays, whatever a folder's lock made of it."""
+    revision = recipe.repository.revision
+    return revision if COMMIT.fullmatch(revision) else recipe.commit or revision
+
+
+def _copy(repository: HubRepository, folder: Path, names: Sequence[str], draft: Path) -> None:
+    """Copy files of `folder` into `draft`."""
     _check_space(repository, sum((folder / name).stat().st_size for name in names), draft.parent)
     shutil.rmtree(draft, ignore_errors=True)
     with _explaining(repository, repository.revision):
@@ -311,14 +318,26 @@ def _check_space(repository: HubRepository, missing: int, place: Path) -> None:
         )
 
 
-def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file() and ".cache" not in path.relative_to(folder).parts]
+def _names(folder: Path) -> list[str]:
+    """Return the files of a folder, relative to it, less the caches that the hub's client leaves in one."""
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return [path.as_posix() for path in paths if ".cache" not in path.parts]
 
 
-def _verify(repository: HubRepository, draft: Path, names: list[str], hashes: Mapping[str, str], by: str) -> None:
+def _check_names(repository: HubRepository, names: Iterable[str], locked: Mapping[str, str]) -> None:
+    """Refuse other files than the locked ones, before any of them is moved. locked: empty where nothing is."""
+    there = set(names)
+    if locked and (missing := sorted(locked.keys() - there)):
+        raise UserError(f"{repository.repo}: {missing[0]} is locked, but is not there; run trialign lock --upgrade")
+    if locked and (more := sorted(there - locked.keys())):
+        raise UserError(
+            f"{repository.repo}: {more[0]} is there, but not locked; take it away, narrow `include`, or lock the "
+            "source again (trialign lock --upgrade)"
+        )
+
+
+def _verify(repository: HubRepository, draft: Path, hashes: Mapping[str, str], by: str) -> None:
     """Hold the files to hashes. A file with other contents is removed, so that the next start fetches it anew."""
-    if missing := sorted(hashes.keys() - set(names)):
-        raise UserError(f"{repository.repo}: {missing[0]} is locked, but is not there; run trialign lock again")
     for name, wanted in hashes.items():
         kind = wanted.partition(":")[0]
         found = f"{kind}:{_HASHES[kind](draft / name)}"

@@ -100,6 +100,30 @@ def test_a_file_that_is_not_there_is_named(step: Callable[..., Step[WebRecipe]])
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("two.json", b"<html>log in</html>"),
+        ("two.json", b""),
+        ("two.json", b'{"a": 1'),
+        ("two.jsonl", b'{"a": 1}\n<html>log in</html>\n'),
+        ("two.jsonl", b"[\n1\n]\n"),
+    ],
+)
+def test_a_page_is_not_taken_for_json_of_an_unknown_hash(
+    step: Callable[..., Step[WebRecipe]], server: ThreadingHTTPServer, name: str, content: bytes
+) -> None:
+    handler: Any = server.RequestHandlerClass
+    handler.served[name] = content
+    first = step({name: "unknown"})
+    with pytest.raises(UserError, match=rf"/v1/{name} does not give {name}: what came is not JSON"):
+        web.fetch(first)
+    with pytest.raises(UserError, match="what came is not JSON"):
+        web.resolve(first.recipe.source)
+    handler.served[name] = CONTENT["two.json"]
+    assert web.fetch(step({name: "unknown"}))["files"] == 1
+
+
 @pytest.mark.parametrize("name", ["../one.json", "a/b.json", ".hidden", ""])
 def test_names_stay_in_the_folder(name: str) -> None:
     with pytest.raises(ValidationError):

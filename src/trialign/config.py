@@ -20,6 +20,7 @@ from trialign.assumptions import Expectations, Hardware, Shape
 from trialign.errors import UserError, nearest
 from trialign.evaluation import tasks
 from trialign.lineage import NAME, Lineage, Stage, Value, spell
+from trialign.lock import is_mistyped
 from trialign.recipes import Items, View
 from trialign.settings import (
     AnswerSettings,
@@ -323,6 +324,8 @@ def _maps(value: Any) -> list[dict[str, Any]]:
 
 def _problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
     """Yield (where, what) for every reference between parts of the config that does not hold."""
+    if experiment.mirror and is_mistyped(experiment.mirror):
+        yield "mirror", f"'{experiment.mirror}': write an address as https://..., a folder as ./... or /..."
     yield from _source_problems(experiment)
     for name, preset in experiment.stages.items():
         where = f"stages.{name}"

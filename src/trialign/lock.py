@@ -26,6 +26,7 @@ from trialign.settings import UNKNOWN, HubRepository, Settings, WebFiles
 COMMIT = re.compile(r"[0-9a-f]{40}")
 MIRROR = "TRIALIGN_MIRROR"  # the folder that stands for the hub
 FOLDER = "folder:"  # before the hash of a folder's files, in place of a commit
+_HOST = re.compile(r"(\w+:/.*)|(localhost|[\w-]+(\.[\w-]+)+)(:\d+)?(/.*)?")
 
 
 class Locked(Settings):
@@ -122,6 +123,17 @@ class Lock(Settings):
 def is_url(mirror: str) -> bool:
     """Whether a mirror is an address; else it is a folder."""
     return mirror.startswith(("http://", "https://"))
+
+
+def is_mistyped(mirror: str) -> bool:
+    """Whether a mirror is neither an address nor a folder by its looks: a host without http://, another protocol."""
+    return not is_url(mirror) and not Path(mirror).is_dir() and _HOST.fullmatch(mirror) is not None
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a mirror that is not there. UserError."""
+    if not folder.is_dir():
+        raise UserError(f"config: mirror: '{folder}' is no folder here, and no address (https://...)")
 
 
 def folder_of(mirror: str | None) -> Path | None:

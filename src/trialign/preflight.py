@@ -12,14 +12,17 @@ import shutil
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
-from trialign import cost, known, study
+from trialign import cost, known, lock, study
 from trialign.config import Experiment
 from trialign.errors import UserError
+from trialign.settings import Source, WebFiles
 
 SWITCH = "TRIALIGN_PREFLIGHT"
 HUB = "https://huggingface.co"
@@ -49,7 +52,7 @@ def check(experiment: Experiment, tasks: Sequence[Task], *, local: bool) -> None
     lacks = [
         *(_gpus(experiment, wanting) if local and wanting else ()),
         *(_network(experiment, downloads) if downloads else ()),
-        *_unlocked(experiment),
+        *(f"lock: {refusal}" for refusal in _refused(study.check_lock, experiment)),
         *_disk(Path(experiment.results_dir), tasks),
     ]
     if lacks:
@@ -93,23 +96,40 @@ def gpu_memories() -> list[float]:
 
 
 def _network(experiment: Experiment, sources: Sequence[str]) -> Iterable[str]:
-    what = f"{len(sources)} download(s) ({', '.join(sources[:3])}{', ...' if len(sources) > 3 else ''})"
-    endpoint = experiment.mirror or os.environ.get("HF_ENDPOINT", HUB)
-    if not endpoint.startswith(("http://", "https://")):
-        return  # a folder stands for the hub
+    asked: dict[str, list[str]] = {}
+    for source in sources:
+        asked.setdefault(_place(experiment, experiment.sources[source]), []).append(source)
+    for place, names in asked.items():
+        if not lock.is_url(place):
+            yield from _refused(lock.check_folder, Path(place))
+        elif reason := _silence(place):
+            what = f"{len(names)} download(s) ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            yield f"network: {what} to do, and {place} does not answer ({reason})"
+
+
+def _place(experiment: Experiment, source: Source) -> str:
+    """Return where a source comes from: the address of a host, or the folder that stands for the hub."""
+    if isinstance(source, WebFiles):
+        return urljoin(source.base, "/")
+    return str(experiment.mirror or lock.folder_of(None) or os.environ.get("HF_ENDPOINT", HUB))
+
+
+def _silence(address: str) -> str:
+    """Return why nothing answers at an address; empty where something does."""
     try:
-        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=TIMEOUT)
+        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=TIMEOUT)
     except urllib.error.HTTPError:
-        return  # it answers
-    except (OSError, ValueError) as error:
-        yield f"network: {what} to do, and {endpoint} does not answer ({getattr(error, 'reason', error)})"
+        return ""  # it answers
+    except (OSError, ValueError, HTTPException) as error:
+        return str(getattr(error, "reason", error)) or type(error).__name__
+    return ""
 
 
-def _unlocked(experiment: Experiment) -> Iterable[str]:
+def _refused(check: Callable[..., None], *arguments: Any) -> Iterable[str]:
     try:
-        study.check_lock(experiment)
+        check(*arguments)
     except UserError as error:
-        yield f"lock: {error}"
+        yield str(error)
 
 
 def _disk(root: Path, tasks: Sequence[Task]) -> Iterable[str]:

@@ -464,6 +464,12 @@ def test_locks_written_at_a_time_lose_no_entry_and_leave_nothing_behind(tmp_path
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_lock_refuses_a_mirror_that_is_not_there(tmp_path: Path) -> None:
+    done = lock(tmp_path, "/nope")
+    assert done.returncode == 2
+    assert done.stdout == "trialign: config: mirror: '/nope' is no folder here, and no address (https://...)\n"
+
+
 def test_a_lock_that_cannot_be_written_is_said(tmp_path: Path, hub: Hub) -> None:
     (tmp_path / "file").write_text("")
     done = lock(tmp_path, hub.url, config=CONFIG.replace("{lock}", str(tmp_path / "file" / "lock.json")))

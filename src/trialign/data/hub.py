@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from trialign.data.cards import sha256, write_json
 from trialign.data.sources import SOURCE_FILE
 from trialign.errors import UserError
-from trialign.lock import COMMIT, FOLDER, Locked, folder_of
+from trialign.lock import COMMIT, FOLDER, Locked, check_folder, folder_of
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
@@ -94,6 +94,7 @@ def _folder(repository: HubRepository) -> Path | None:
     mirror = folder_of(None)
     if mirror is None:
         return None
+    check_folder(mirror)
     folder = mirror / f"{repository.type}s" / repository.repo
     if not folder.is_dir():
         raise UserError(

@@ -176,12 +176,12 @@ class Experiment(Settings):
     lock: str | None = Field(
         default=None,
         description="file with the commits and hashes of downloads, written by `trialign lock`; where it is "
-        "named, no run starts with a source that is not locked; null: revisions are taken as they are",
+        "named, no run starts with a source that is not locked; configs can share it; null: revisions as they are now",
     )
     mirror: str | None = Field(
         default=None,
         description="what stands for the hub: a URL, or a folder with models/<owner>/<name>/, datasets/..., "
-        "spaces/...; null: the hub itself, or HF_ENDPOINT",
+        "spaces/...; null: the hub itself, or HF_ENDPOINT; `kind: web` sources do not come from it",
     )
     models: dict[Name, Model] = Field(min_length=1, description="base models")
     data: dict[Name, Data] = Field(min_length=1, description="prepared data sets")

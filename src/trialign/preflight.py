@@ -52,7 +52,7 @@ def check(experiment: Experiment, tasks: Sequence[Task], *, local: bool) -> None
     lacks = [
         *(_gpus(experiment, wanting) if local and wanting else ()),
         *(_network(experiment, downloads) if downloads else ()),
-        *(f"lock: {refusal}" for refusal in _refused(study.check_lock, experiment)),
+        *(f"lock: {refusal}" for refusal in _refused(study.check_lock, experiment, downloads)),
         *_disk(Path(experiment.results_dir), tasks),
     ]
     if lacks:
@@ -64,6 +64,12 @@ def check_workflow(experiment: Experiment, workflow: Any) -> None:
     if workflow.is_main_process:
         tasks = [Task(job.rule.name, job.wildcards_dict, job.resources) for job in workflow.dag.needrun_jobs()]
         check(experiment, tasks, local=workflow.local_exec)
+
+
+def check_lock(experiment: Experiment, workflow: Any) -> None:
+    """Refuse sources that are not locked, of those that a Snakemake's jobs read, fetched before or not."""
+    fetched = [job.wildcards_dict["source"] for job in workflow.dag.jobs if job.rule.name == "fetch"]
+    study.check_lock(experiment, fetched)
 
 
 def _gpus(experiment: Experiment, tasks: Sequence[Task]) -> Iterable[str]:

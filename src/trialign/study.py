@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar, cast
@@ -305,12 +305,13 @@ def locked(experiment: Experiment, source: Source) -> lock.Locked | lock.LockedF
     return _lock(experiment).of(source, folder=_from_folder(experiment))
 
 
-def check_lock(experiment: Experiment) -> None:
-    """Refuse to run with downloads that are not locked, where the experiment names a lock."""
+def check_lock(experiment: Experiment, names: Collection[str]) -> None:
+    """Refuse to run with downloads that are not locked, where the experiment names a lock. names: of the sources."""
     if experiment.lock is None:
         return
-    if names := lock.unlocked(_lock(experiment), downloads(experiment), folder=_from_folder(experiment)):
-        raise lock.refusal(names, experiment.lock)
+    sources = {name: source for name, source in downloads(experiment).items() if name in names}
+    if missing := lock.unlocked(_lock(experiment), sources, folder=_from_folder(experiment)):
+        raise lock.refusal(missing, experiment.lock)
 
 
 def downloads(experiment: Experiment) -> dict[str, HubRepository | WebFiles]:

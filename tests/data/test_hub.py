@@ -390,7 +390,7 @@ def test_lock_reads_a_folder_in_the_hubs_place(tmp_path: Path, root: Path) -> No
     (entry,) = entries(tmp_path)
     assert entry["files"]["README.md"] == f"sha256:{hashlib.sha256(FILES['README.md']).hexdigest()}"
     assert re.fullmatch("folder:[0-9a-f]{40}", entry["commit"])
-    study.check_lock(experiment(tmp_path))
+    study.check_lock(experiment(tmp_path), ["mine"])
 
 
 def test_a_lock_of_a_folder_is_none_for_the_hub(tmp_path: Path, root: Path, hub: Hub, commit: str) -> None:
@@ -405,13 +405,13 @@ def test_a_lock_of_a_folder_is_none_for_the_hub(tmp_path: Path, root: Path, hub:
     lock(tmp_path, str(root))
     (tmp_path / "mine.yaml").write_text(CONFIG.format(lock=tmp_path / "lock.json", mirror=hub.url))
     with pytest.raises(UserError, match="sources: mine: not locked"):
-        study.check_lock(experiment(tmp_path))
+        study.check_lock(experiment(tmp_path), ["mine"])
     assert study.fetch_recipe(experiment(tmp_path), "mine").commit is None
 
     (tmp_path / "lock.json").unlink()
     lock(tmp_path, hub.url)
     (tmp_path / "mine.yaml").write_text(CONFIG.format(lock=tmp_path / "lock.json", mirror=root))
-    study.check_lock(experiment(tmp_path))
+    study.check_lock(experiment(tmp_path), ["mine"])
     assert study.fetch_recipe(experiment(tmp_path), "mine").commit == commit
 
 

@@ -177,7 +177,7 @@ def test_lock_writes_the_hashes_and_downloads_are_held_to_them(tmp_path: Path, s
     assert entry["files"] == SHA256 and entry["bytes"] == sum(map(len, CONTENT.values()))
     experiment = config.load_files([Path(name) for name in files])
     assert study.fetch_recipe(experiment, "mine").source.files == SHA256
-    study.check_lock(experiment)
+    study.check_lock(experiment, ["mine"])
 
     handler.served["two.json"] = b"[]"
     assert "kept   mine" in lock(tmp_path, server.server_port).stdout

@@ -35,7 +35,7 @@ include: "workflow/rules/report.smk"
 
 onstart:
     checked(preflight.check_workflow, experiment, workflow)
-    checked(study.check_lock, experiment)
+    checked(preflight.check_lock, experiment, workflow)
     stamp(experiment)
     controller.register(workflow.persistence._lockfile.values())
 

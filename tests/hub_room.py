@@ -40,6 +40,8 @@ class Hub:
         self.commits = commits or {}
         self.cut: dict[str, int] = {}
         self.altered: dict[str, bytes] = {}
+        self.refused: dict[str, int] = {}  # file name -> status of the answer
+        self.answer: bytes | None = None  # what the API says instead, with status 200
         self.requests: list[tuple[str, str, int]] = []  # method, path, first byte asked for
         self.url = ""
 
@@ -57,7 +59,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.hub.requests.append((self.command, self.path, self._first_byte()))
         path = self.path.split("?")[0]
-        if match := _API.fullmatch(path):
+        if self.hub.answer is not None and path.startswith("/api/"):
+            self._send(self.hub.answer, 200)
+        elif match := _API.fullmatch(path):
             kind, repo, revision = match.groups()
             if folder := self._repository(kind, repo, revision):
                 self._json(self._info(folder, repo))
@@ -97,6 +101,9 @@ class _Handler(BaseHTTPRequestHandler):
                 yield path.relative_to(folder).as_posix(), path.read_bytes()
 
     def _file(self, folder: Path, name: str, commit: str) -> None:
+        if name in self.hub.refused:
+            self._json({}, self.hub.refused[name])
+            return
         if not (folder / name).is_file():
             self._json({}, 404, X_Error_Code="EntryNotFound")
             return
@@ -104,6 +111,9 @@ class _Handler(BaseHTTPRequestHandler):
         etag = hashlib.sha256(content).hexdigest() if name.endswith(LFS) else blob(content)
         content = self.hub.altered.get(name, content)
         start = self._first_byte()
+        if start and start >= len(content):
+            self._json({}, 416)
+            return
         body = content[start:]
         self.send_response(206 if start else 200)
         for key, value in {
@@ -127,7 +137,9 @@ class _Handler(BaseHTTPRequestHandler):
         return int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")[0])
 
     def _json(self, value: Any, status: int = 200, **headers: str) -> None:
-        body = json.dumps(value).encode()
+        self._send(json.dumps(value).encode(), status, **headers)
+
+    def _send(self, body: bytes, status: int, **headers: str) -> None:
         self.send_response(status)
         for name, text in {"Content-Length": str(len(body)), "Content-Type": "application/json", **headers}.items():
             self.send_header(name.replace("_", "-"), text)

@@ -484,6 +484,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"stages__dpo__training": {"packing": 2048}},
         "config: stages.dpo.training.packing: only sft packs what it reads, not dpo",
     ),
+    *(
+        ({"mirror": mirror}, f"config: mirror: '{mirror}': write an address as https://..., a folder as ./... or /...")
+        for mirror in ("hf-mirror.com", "hub.example.org:8080/hf", "localhost:8080", "ftp://example.org", "http:/a.org")
+    ),
 ]
 
 
@@ -496,6 +500,13 @@ def test_a_wrong_config_is_one_clear_line(change: dict[str, Any], message: str) 
     text = str(refusal.value)
     assert message in text
     assert text.startswith("config: ") and "\n" not in text and "more)" not in text
+
+
+@pytest.mark.parametrize(
+    "mirror", ["https://hf-mirror.com", "/no/such.folder", "./mirror.d", "../hub", "hub", "config"]
+)
+def test_a_mirror_is_an_address_or_a_folder_that_another_machine_may_have(mirror: str) -> None:
+    assert config.load(wrong(mirror=mirror)).mirror == mirror
 
 
 def test_null_deletes_a_key_and_lists_are_replaced() -> None:

@@ -67,7 +67,7 @@ def test_a_machine_that_cannot_do_it_says_what_it_lacks_and_the_ways_forward(tmp
     assert done.returncode != 0 and not results.exists()
     said = done.stdout.split("trialign: this machine cannot do that:\n")[1]
     assert "  - GPUs: 26 jobs ask for 1 each (A100 80GB), and 0 are here\n" in said
-    assert "  - network: 6 download(s) (" in said and f"and {NOWHERE} does not answer" in said
+    assert "  - network: 5 download(s) (" in said and f"and {NOWHERE} does not answer" in said
     for way in ("--profile profiles/demo all", "--profile slurm", "trialign plan"):
         assert way in said
     assert "Traceback" not in done.stdout
@@ -98,6 +98,22 @@ def test_a_hub_or_mirror_that_answers_is_a_network(
     monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
     for mirror in (hub, str(tmp_path)):
         preflight.check(paper.model_copy(update={"mirror": mirror}), [fetch], local=True)
+
+
+def test_each_host_is_asked_and_a_mirror_is_a_folder_that_is_there(
+    paper: config.Experiment, hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of the web come from their own host, whatever stands for the hub."""
+    web = paper.sources["bigbench"].model_copy(update={"base": f"{NOWHERE}/files/"})
+    study = paper.model_copy(update={"mirror": str(tmp_path), "sources": {**paper.sources, "bigbench": web}})
+    tasks = [Task("fetch", {"source": name}, {"disk_mb": 1}) for name in ("mmlu", "bigbench")]
+    with pytest.raises(
+        UserError, match=rf"network: 1 download\(s\) \(bigbench\) to do, and {NOWHERE}/ does not answer"
+    ):
+        preflight.check(study, tasks, local=True)
+    preflight.check(study, tasks[:1], local=True)
+    with pytest.raises(UserError, match=r"config: mirror: '/nope' is no folder here, and no address \(https://"):
+        preflight.check(study.model_copy(update={"mirror": "/nope"}), tasks[:1], local=True)
 
 
 def test_gpus_are_counted_and_measured(paper: config.Experiment, no_gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,14 +222,13 @@ def lock(
     locking.use_mirror(experiment.mirror)
     from trialign.data import hub, web  # after the mirror is known: the hub's client reads it when imported
 
-    before = after = locking.read(Path(experiment.lock))
+    before, folder = locking.read(Path(experiment.lock)), locking.folder_of(experiment.mirror) is not None
     for name, source in study.downloads(experiment).items():
-        found = None if upgrade else before.of(source)
+        found = None if upgrade else before.of(source, folder=folder)
         entry = found or (web.resolve(source) if isinstance(source, WebFiles) else hub.resolve(source))
         state = "kept" if found else "locked"
         print(f"{state:<6} {name}: {entry.place}, {len(entry.files)} files, {entry.bytes / 1e9:.3f} GB")
-        after = after.including(name, entry)
-        locking.write(after, Path(experiment.lock))
+        locking.add(entry, Path(experiment.lock))
 
 
 @app.command()

@@ -20,6 +20,7 @@ from trialign.assumptions import Expectations, Hardware, Shape
 from trialign.errors import UserError, nearest
 from trialign.evaluation import tasks
 from trialign.lineage import NAME, Lineage, Stage, Value, spell
+from trialign.lock import is_mistyped
 from trialign.recipes import Items, View
 from trialign.settings import (
     AnswerSettings,
@@ -175,12 +176,12 @@ class Experiment(Settings):
     lock: str | None = Field(
         default=None,
         description="file with the commits and hashes of downloads, written by `trialign lock`; where it is "
-        "named, no run starts with a source that is not locked; null: revisions are taken as they are",
+        "named, no run starts with a source that is not locked; configs can share it; null: revisions as they are now",
     )
     mirror: str | None = Field(
         default=None,
         description="what stands for the hub: a URL, or a folder with models/<owner>/<name>/, datasets/..., "
-        "spaces/...; null: the hub itself, or HF_ENDPOINT",
+        "spaces/...; null: the hub itself, or HF_ENDPOINT; `kind: web` sources do not come from it",
     )
     models: dict[Name, Model] = Field(min_length=1, description="base models")
     data: dict[Name, Data] = Field(min_length=1, description="prepared data sets")
@@ -323,6 +324,8 @@ def _maps(value: Any) -> list[dict[str, Any]]:
 
 def _problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
     """Yield (where, what) for every reference between parts of the config that does not hold."""
+    if experiment.mirror and is_mistyped(experiment.mirror):
+        yield "mirror", f"'{experiment.mirror}': write an address as https://..., a folder as ./... or /..."
     yield from _source_problems(experiment)
     for name, preset in experiment.stages.items():
         where = f"stages.{name}"

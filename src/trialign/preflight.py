@@ -12,14 +12,17 @@ import shutil
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
-from trialign import cost, known, study
+from trialign import cost, known, lock, study
 from trialign.config import Experiment
 from trialign.errors import UserError
+from trialign.settings import Source, WebFiles
 
 SWITCH = "TRIALIGN_PREFLIGHT"
 HUB = "https://huggingface.co"
@@ -49,7 +52,7 @@ def check(experiment: Experiment, tasks: Sequence[Task], *, local: bool) -> None
     lacks = [
         *(_gpus(experiment, wanting) if local and wanting else ()),
         *(network(experiment, downloads) if downloads else ()),
-        *_unlocked(experiment),
+        *(f"lock: {refusal}" for refusal in _refused(study.check_lock, experiment, downloads)),
         *_disk(Path(experiment.results_dir), tasks),
     ]
     if lacks:
@@ -61,6 +64,12 @@ def check_workflow(experiment: Experiment, workflow: Any) -> None:
     if workflow.is_main_process:
         tasks = [Task(job.rule.name, job.wildcards_dict, job.resources) for job in workflow.dag.needrun_jobs()]
         check(experiment, tasks, local=workflow.local_exec)
+
+
+def check_lock(experiment: Experiment, workflow: Any) -> None:
+    """Refuse sources that are not locked, of those that a Snakemake's jobs read, fetched before or not."""
+    fetched = [job.wildcards_dict["source"] for job in workflow.dag.jobs if job.rule.name == "fetch"]
+    study.check_lock(experiment, fetched)
 
 
 def _gpus(experiment: Experiment, tasks: Sequence[Task]) -> Iterable[str]:
@@ -93,34 +102,44 @@ def gpu_memories() -> list[float]:
 
 
 def network(experiment: Experiment, sources: Sequence[str]) -> Iterable[str]:
-    """Yield a line where the hub, or the mirror, that `sources` are to come from does not answer this machine."""
-    what = f"{len(sources)} download(s) ({', '.join(sources[:3])}{', ...' if len(sources) > 3 else ''})"
-    address = endpoint(experiment)
-    if address.startswith(("http://", "https://")) and (error := silence(address)):  # else a folder stands for the hub
-        yield f"network: {what} to do, and {address} does not answer ({error})"
+    """Yield a line for each host, or folder in the hub's place, that `sources` come from and that does not answer."""
+    asked: dict[str, list[str]] = {}
+    for source in sources:
+        asked.setdefault(_place(experiment, experiment.sources[source]), []).append(source)
+    for place, names in asked.items():
+        if not lock.is_url(place):
+            yield from _refused(lock.check_folder, Path(place))
+        elif reason := silence(place):
+            what = f"{len(names)} download(s) ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            yield f"network: {what} to do, and {place} does not answer ({reason})"
+
+
+def _place(experiment: Experiment, source: Source) -> str:
+    """Return where a source comes from: the address of a host, or the folder that stands for the hub."""
+    return urljoin(source.base, "/") if isinstance(source, WebFiles) else endpoint(experiment)
 
 
 def endpoint(experiment: Experiment) -> str:
-    """Return where downloads come from: an address, or a folder."""
-    return experiment.mirror or os.environ.get("HF_ENDPOINT", HUB)
+    """Return what the hub is for this experiment: an address, or the folder in its place."""
+    return str(experiment.mirror or lock.folder_of(None) or os.environ.get("HF_ENDPOINT", HUB))
 
 
 def silence(address: str) -> str:
-    """Return why an address does not answer within 5 s; empty where it does."""
+    """Return why nothing answers at an address; empty where something does."""
     try:
         urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=TIMEOUT)
     except urllib.error.HTTPError:
         return ""  # it answers
-    except (OSError, ValueError) as error:
-        return str(getattr(error, "reason", error))
+    except (OSError, ValueError, HTTPException) as error:
+        return str(getattr(error, "reason", error)) or type(error).__name__
     return ""
 
 
-def _unlocked(experiment: Experiment) -> Iterable[str]:
+def _refused(check: Callable[..., None], *arguments: Any) -> Iterable[str]:
     try:
-        study.check_lock(experiment)
+        check(*arguments)
     except UserError as error:
-        yield f"lock: {error}"
+        yield str(error)
 
 
 def _disk(root: Path, tasks: Sequence[Task]) -> Iterable[str]:

@@ -51,6 +51,7 @@ class FetchRecipe(Recipe):
     """Download a repository of the hub at a pinned revision. No inputs.
 
     commit, files: what the lock says of it, file -> `sha256:<hex>` or `git:<hex>`; None and none if it is not locked.
+    A commit `folder:<hash>` is of a folder that stands for the hub.
     """
 
     step: Literal["fetch"] = "fetch"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar, cast
@@ -300,13 +300,18 @@ def fetch_recipe(experiment: Experiment, source: str) -> recipes.FetchRecipe | r
 
 def locked(experiment: Experiment, source: Source) -> lock.Locked | lock.LockedFiles | None:
     """Return what the lock says of a source; None where it is not locked, or nothing to lock."""
-    return _lock(experiment).of(source) if isinstance(source, HubRepository | WebFiles) else None
+    if not isinstance(source, HubRepository | WebFiles):
+        return None
+    return _lock(experiment).of(source, folder=_from_folder(experiment))
 
 
-def check_lock(experiment: Experiment) -> None:
-    """Refuse to run with downloads that are not locked, where the experiment names a lock."""
-    if experiment.lock and (names := lock.unlocked(_lock(experiment), downloads(experiment))):
-        raise lock.refusal(names, experiment.lock)
+def check_lock(experiment: Experiment, names: Collection[str]) -> None:
+    """Refuse to run with downloads that are not locked, where the experiment names a lock. names: of the sources."""
+    if experiment.lock is None:
+        return
+    sources = {name: source for name, source in downloads(experiment).items() if name in names}
+    if missing := lock.unlocked(_lock(experiment), sources, folder=_from_folder(experiment)):
+        raise lock.refusal(missing, experiment.lock)
 
 
 def downloads(experiment: Experiment) -> dict[str, HubRepository | WebFiles]:
@@ -339,6 +344,10 @@ def _read_by(experiment: Experiment, lineage: Lineage) -> set[str]:
         named.add(experiment.data[experiment.preset(lineage.last).data].source)
         lineage = lineage.parent
     return named | {published.get(str(lineage), "")}
+
+
+def _from_folder(experiment: Experiment) -> bool:
+    return lock.folder_of(experiment.mirror) is not None
 
 
 @lru_cache(maxsize=8)

@@ -100,6 +100,30 @@ def test_a_file_that_is_not_there_is_named(step: Callable[..., Step[WebRecipe]])
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("two.json", b"<html>log in</html>"),
+        ("two.json", b""),
+        ("two.json", b'{"a": 1'),
+        ("two.jsonl", b'{"a": 1}\n<html>log in</html>\n'),
+        ("two.jsonl", b"[\n1\n]\n"),
+    ],
+)
+def test_a_page_is_not_taken_for_json_of_an_unknown_hash(
+    step: Callable[..., Step[WebRecipe]], server: ThreadingHTTPServer, name: str, content: bytes
+) -> None:
+    handler: Any = server.RequestHandlerClass
+    handler.served[name] = content
+    first = step({name: "unknown"})
+    with pytest.raises(UserError, match=rf"/v1/{name} does not give {name}: what came is not JSON"):
+        web.fetch(first)
+    with pytest.raises(UserError, match="what came is not JSON"):
+        web.resolve(first.recipe.source)
+    handler.served[name] = CONTENT["two.json"]
+    assert web.fetch(step({name: "unknown"}))["files"] == 1
+
+
 @pytest.mark.parametrize("name", ["../one.json", "a/b.json", ".hidden", ""])
 def test_names_stay_in_the_folder(name: str) -> None:
     with pytest.raises(ValidationError):
@@ -139,33 +163,40 @@ def lock(tmp_path: Path, port: int, one: str = "unknown", *options: str) -> subp
     )  # fmt: skip
 
 
+def only_entry(tmp_path: Path) -> dict[str, Any]:
+    (entry,) = json.loads((tmp_path / "lock.json").read_text())["web"].values()
+    return entry
+
+
 def test_lock_writes_the_hashes_and_downloads_are_held_to_them(tmp_path: Path, server: ThreadingHTTPServer) -> None:
     handler: Any = server.RequestHandlerClass
     files = ("config/config.yaml", "config/demo.yaml", str(tmp_path / "mine.yaml"))
     done = lock(tmp_path, server.server_port)
     assert done.returncode == 0 and "locked mine: http://127.0.0.1" in done.stdout, done.stdout
-    entry = json.loads((tmp_path / "lock.json").read_text())["web"]["mine"]
+    entry = only_entry(tmp_path)
     assert entry["files"] == SHA256 and entry["bytes"] == sum(map(len, CONTENT.values()))
     experiment = config.load_files([Path(name) for name in files])
     assert study.fetch_recipe(experiment, "mine").source.files == SHA256
-    study.check_lock(experiment)
+    study.check_lock(experiment, ["mine"])
 
     handler.served["two.json"] = b"[]"
     assert "kept   mine" in lock(tmp_path, server.server_port).stdout
-    assert json.loads((tmp_path / "lock.json").read_text())["web"]["mine"] == entry
+    assert only_entry(tmp_path) == entry
     assert "locked mine" in lock(tmp_path, server.server_port, SHA256["one.json"], "--upgrade").stdout
-    assert json.loads((tmp_path / "lock.json").read_text())["web"]["mine"]["files"]["two.json"] != SHA256["two.json"]
+    assert only_entry(tmp_path)["files"]["two.json"] != SHA256["two.json"]
 
 
 def test_an_entry_is_of_its_address_names_and_known_hashes() -> None:
     base, one, two = "https://example.org/v1/", SHA256["one.json"], SHA256["two.json"]
     held = Lock(web={"mine": LockedFiles(base=base, files={"one.json": one, "two.json": two}, bytes=9)})
     open_files = {"one.json": one, "two.json": "unknown"}
-    assert unlocked(held, {"a": WebFiles(base=base, files=open_files)}) == []
-    assert unlocked(Lock(), {"a": WebFiles(base=base, files={"one.json": one})}) == []  # the config says it all
+    assert unlocked(held, {"a": WebFiles(base=base, files=open_files)}, folder=False) == []
+    assert (
+        unlocked(Lock(), {"a": WebFiles(base=base, files={"one.json": one})}, folder=False) == []
+    )  # the config says it all
     others = {
         "address": WebFiles(base="https://example.org/v2/", files=open_files),
         "names": WebFiles(base=base, files={"two.json": "unknown"}),
         "hash": WebFiles(base=base, files={"one.json": two, "two.json": "unknown"}),
     }
-    assert unlocked(held, others) == list(others)
+    assert unlocked(held, others, folder=False) == list(others)

@@ -86,14 +86,19 @@ def test_mistakes_stop_before_any_job(arguments: list[str], message: str) -> Non
     assert "Traceback" not in done.stdout and "Building DAG" not in done.stdout
 
 
-def test_no_run_of_the_paper_starts_with_sources_that_can_move(tmp_path: Path) -> None:
+@pytest.mark.parametrize("preflight", ["on", "off"])
+def test_no_run_of_the_paper_starts_with_sources_that_can_move(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preflight: str
+) -> None:
+    monkeypatch.setenv("TRIALIGN_PREFLIGHT", preflight)
     done = command(
         "snakemake", "--cores", "1", "--nolock", "--config", f"results_dir={tmp_path}/study", "--", f"{tmp_path}/study/table2.csv",
     )  # fmt: skip
     assert done.returncode != 0 and not (tmp_path / "study").exists()
     told = re.search(r"config: sources: (.*): not locked, .*: run `trialign lock`", done.stdout)
-    assert told and {"mistral_base", "phi2_base", "ultrachat", "arc"} <= set(told[1].split(", "))
+    assert told and {"mistral_base", "mt_bench"} <= set(told[1].split(", "))
     assert "ultrafeedback" not in told[1], "its commit is in the config"
+    assert "phi2_base" not in told[1] and "arc" not in told[1], "this table reads neither"
 
 
 def test_a_tree_of_another_experiment_is_refused(finished_study: Path) -> None:

@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trialign.data.cards import sha256, write_json
 from trialign.data.sources import SOURCE_FILE
 from trialign.errors import UserError
-from trialign.lock import MIRROR, Locked
+from trialign.lock import COMMIT, FOLDER, Locked, check_folder, folder_of
 
 if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
+
     from trialign.recipes import FetchRecipe
     from trialign.settings import HubRepository
     from trialign.steps import Step
@@ -66,14 +68,17 @@ def fetch(step: Step[FetchRecipe]) -> dict[str, Any]:
     repository = recipe.repository
     folder = _folder(repository)
     if folder:
-        commit, hashes, draft = recipe.commit or repository.revision, recipe.files, step.scratch / "copy"
-        _copy(repository, folder, draft)
+        commit, hashes, draft = _folder_commit(recipe), recipe.files, step.scratch / "copy"
+        included = _included(repository, _names(folder))
+        _check_names(repository, included, recipe.files)
+        _copy(repository, folder, included, draft)
     else:
         commit, files = _hub_contents(repository, recipe.commit or repository.revision)
         hashes, draft = recipe.files or {name: file.hash for name, file in files.items()}, step.scratch / commit
+        _check_names(repository, files, recipe.files)
         _download(repository, commit, files, draft)
-    names = sorted(path.relative_to(draft).as_posix() for path in _files(draft))
-    _verify(repository, draft, names, hashes, by="was locked" if recipe.files else "the hub says it is")
+    names = sorted(_names(draft))
+    _verify(repository, draft, hashes, by="was locked" if recipe.files else "the hub says it is")
     for path in sorted(draft.iterdir()):
         shutil.move(path, step.out / path.name)
     write_json(step.out / SOURCE_FILE, {**repository.model_dump(mode="json"), "commit": commit})
@@ -86,10 +91,11 @@ def fetch(step: Step[FetchRecipe]) -> dict[str, Any]:
 
 def _folder(repository: HubRepository) -> Path | None:
     """Return the repository's folder in the folder that stands for the hub; None where the hub itself is asked."""
-    mirror = os.environ.get(MIRROR)
-    if not mirror:
+    mirror = folder_of(None)
+    if mirror is None:
         return None
-    folder = Path(mirror) / f"{repository.type}s" / repository.repo
+    check_folder(mirror)
+    folder = mirror / f"{repository.type}s" / repository.repo
     if not folder.is_dir():
         raise UserError(
             f"{repository.type} {repository.repo} is not in the mirror: {folder} is no folder; put the repository's "
@@ -99,18 +105,23 @@ def _folder(repository: HubRepository) -> Path | None:
 
 
 def _folder_contents(repository: HubRepository, folder: Path) -> tuple[str, dict[str, File]]:
-    """Return the included files of a folder and, as it has no commits, a commit made of their hashes."""
-    names = _included(repository, (path.relative_to(folder).as_posix() for path in _files(folder)))
+    """Return the included files of a folder and, as it has no commits, what stands for one: a hash of theirs."""
+    names = _included(repository, _names(folder))
     files = {name: File((folder / name).stat().st_size, f"sha256:{sha256(folder / name)}") for name in names}
-    return hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest(), files
+    return f"{FOLDER}{hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()}", files
 
 
-def _copy(repository: HubRepository, folder: Path, draft: Path) -> None:
-    """Copy the included files of `folder` into `draft`."""
-    names = _included(repository, (path.relative_to(folder).as_posix() for path in _files(folder)))
+def _folder_commit(recipe: FetchRecipe) -> str:
+    """Return the commit to record: one that the config names stays, whatever a folder's lock made of it."""
+    revision = recipe.repository.revision
+    return revision if COMMIT.fullmatch(revision) else recipe.commit or revision
+
+
+def _copy(repository: HubRepository, folder: Path, names: Sequence[str], draft: Path) -> None:
+    """Copy files of `folder` into `draft`."""
     _check_space(repository, sum((folder / name).stat().st_size for name in names), draft.parent)
     shutil.rmtree(draft, ignore_errors=True)
-    with _explaining(repository):
+    with _explaining(repository, repository.revision):
         for name in names:
             (draft / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, draft / name)
@@ -123,15 +134,41 @@ def _hub_contents(repository: HubRepository, revision: str) -> tuple[str, dict[s
     """Return the commit that a revision is, and its included files."""
     import huggingface_hub
 
-    with _explaining(repository):
-        info = huggingface_hub.HfApi().repo_info(
-            repository.repo, repo_type=repository.type, revision=revision, files_metadata=True
+    with _explaining(repository, revision):
+        try:
+            info = huggingface_hub.HfApi().repo_info(
+                repository.repo, repo_type=repository.type, revision=revision, files_metadata=True
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:  # a page of HTML, or other JSON
+            raise _no_hub(repository) from error
+    siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
+    names = _included(repository, siblings)
+    if info.sha is None:
+        raise _no_hub(repository)
+    return info.sha, {name: _file(repository, siblings[name]) for name in names}
+
+
+def _file(repository: HubRepository, sibling: RepoSibling) -> File:
+    """Return what the hub says of a file; UserError where it says too little, or gives the file in no download."""
+    from huggingface_hub.constants import MAX_HTTP_DOWNLOAD_SIZE
+
+    if sibling.size is None or not (sibling.lfs or sibling.blob_id):
+        raise _no_hub(repository)
+    if sibling.size > MAX_HTTP_DOWNLOAD_SIZE:
+        raise UserError(
+            f"{repository.repo}: {sibling.rfilename} has {sibling.size / 1e9:.1f} GB, more than a download of the hub "
+            f"may have ({MAX_HTTP_DOWNLOAD_SIZE / 1e9:.0f} GB); leave it out with `include`"
         )
-    files = {
-        file.rfilename: File(file.size, f"sha256:{file.lfs.sha256}" if file.lfs else f"git:{file.blob_id}")
-        for file in info.siblings
-    }
-    return info.sha, {name: files[name] for name in _included(repository, files)}
+    return File(sibling.size, f"sha256:{sibling.lfs.sha256}" if sibling.lfs else f"git:{sibling.blob_id}")
+
+
+def _no_hub(repository: HubRepository) -> UserError:
+    from huggingface_hub.constants import ENDPOINT
+
+    return UserError(
+        f"{repository.type} {repository.repo}: {ENDPOINT} does not answer as the hub does (commit, sizes and hashes of "
+        "files): a login page or proxy in its place, or no whole mirror; check `mirror` and HF_ENDPOINT"
+    )
 
 
 def _download(repository: HubRepository, commit: str, files: Mapping[str, File], draft: Path) -> None:
@@ -145,58 +182,93 @@ def _download(repository: HubRepository, commit: str, files: Mapping[str, File],
         folder.mkdir(exist_ok=True)
     part_of = {name: parts / file.hash.partition(":")[2] for name, file in files.items()}
     missing = {name: file for name, file in files.items() if not (draft / name).is_file()}
-    have = sum(part_of[name].stat().st_size for name in missing if part_of[name].is_file())
+    for name, file in missing.items():
+        if _is_longer(part_of[name], file.size):
+            part_of[name].unlink()
+    have = sum(part.stat().st_size for part in {part_of[name] for name in missing} if part.is_file())
     size = sum(file.size for file in missing.values())
     _check_space(repository, size - have, draft)
     _say(f"{repository.repo}@{commit}: {len(missing)} files, {size / 1e9:.3f} GB, {have / 1e9:.3f} GB of it there")
-    with _explaining(repository):
-        for name, file in missing.items():
-            _say(f"{name}: {file.size / 1e6:.3f} MB")
+    for name, file in missing.items():
+        _say(f"{name}: {file.size / 1e6:.3f} MB")
+        with _explaining(repository, commit, name):
             _download_file(repository, commit, name, file.size, part_of[name])
             (draft / name).parent.mkdir(parents=True, exist_ok=True)
             part_of[name].replace(draft / name)
 
 
 def _download_file(repository: HubRepository, commit: str, name: str, size: int, part: Path) -> None:
-    """Append to `part` what it lacks of a file. size: bytes of the whole file."""
+    """Append to `part` what it lacks of a file. size: bytes of the whole file.
+
+    A part that cannot become the file is removed, or every later start would go on behind it.
+    """
+    from httpx2 import HTTPError
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
     address = hf_hub_url(repository.repo, name, repo_type=repository.type, revision=commit)
     headers = {**build_hf_headers(), "accept-encoding": "identity"}  # a range of a compressed answer is not the file's
-    with part.open("ab") as file:
-        http_get(
-            address, file, resume_size=file.tell(), headers=headers, expected_size=size, displayed_filename=name,
-            tqdm_class=_lines(),
-        )  # fmt: skip
+    try:
+        with part.open("ab") as file:
+            http_get(
+                address, file, resume_size=file.tell(), headers=headers, expected_size=size, displayed_filename=name,
+                tqdm_class=_lines(),
+            )  # fmt: skip
+    except (OSError, HTTPError) as error:
+        if not (_is_longer(part, size) or _status(error) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE):
+            raise
+        part.unlink()
+        raise UserError(
+            f"{repository.repo}: what came for {name} is not the file of {size} bytes; a proxy may answer for the "
+            "hub: run again, it fetches the file from its first byte"
+        ) from error
+
+
+def _is_longer(part: Path, size: int) -> bool:
+    return part.is_file() and part.stat().st_size > size
+
+
+def _status(error: Exception) -> int | None:
+    """Return the HTTP status of a refused request; None for other errors."""
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 @contextmanager
-def _explaining(repository: HubRepository) -> Iterator[None]:
+def _explaining(repository: HubRepository, revision: str, name: str = "") -> Iterator[None]:
+    """Turn the errors of the hub client into one line. revision: the one that is asked for; name: of a file of it."""
     from httpx2 import HTTPError
 
     try:
         yield
     except (OSError, HTTPError) as error:
-        raise _explained(repository, error) from error
+        raise _explained(repository, revision, name, error) from error
 
 
-def _explained(repository: HubRepository, error: Exception) -> UserError:
+def _explained(repository: HubRepository, revision: str, file: str, error: Exception) -> UserError:
     """Say in one line what kept the hub client from fetching."""
     from huggingface_hub import errors
 
-    name = f"{repository.type} {repository.repo}"
+    name, status = f"{repository.type} {repository.repo}", _status(error)
     if isinstance(error, errors.GatedRepoError):
         return UserError(f"{name} is gated: accept its terms on its page on the hub and set HF_TOKEN, then run again.")
+    if isinstance(error, errors.RevisionNotFoundError) and revision != repository.revision:
+        return UserError(
+            f"{name} no longer has the commit {revision}, which the lock names for '{repository.revision}': lock what "
+            "is there now (trialign lock --upgrade), or take a mirror that has it."
+        )
     if isinstance(error, errors.RevisionNotFoundError):
-        return UserError(f"{name} has no revision '{repository.revision}'; take a commit hash from its history.")
+        return UserError(f"{name} has no revision '{revision}'; take a commit hash from its history.")
     if isinstance(error, errors.RepositoryNotFoundError):
         return UserError(f"{name} does not exist on the hub, or is private: check the name, or set HF_TOKEN.")
     if isinstance(error, errors.OfflineModeIsEnabled):
         return UserError(f"{name} must be fetched, but the hub is switched off: unset HF_HUB_OFFLINE and run again.")
+    if file and status == HTTPStatus.NOT_FOUND:
+        return UserError(f"{name}: {file} is not there at commit {revision}, though the hub lists it: a broken mirror?")
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     what = f"{type(error).__name__}: {reason}"
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return UserError(f"{name} is refused ({what}): set HF_TOKEN to a token that may read it, then run again.")
     return UserError(f"{name} could not be fetched ({what}); check network and disk, then run again: it goes on there.")
 
 
@@ -247,14 +319,26 @@ def _check_space(repository: HubRepository, missing: int, place: Path) -> None:
         )
 
 
-def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file() and ".cache" not in path.relative_to(folder).parts]
+def _names(folder: Path) -> list[str]:
+    """Return the files of a folder, relative to it, less the caches that the hub's client leaves in one."""
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return [path.as_posix() for path in paths if ".cache" not in path.parts]
 
 
-def _verify(repository: HubRepository, draft: Path, names: list[str], hashes: Mapping[str, str], by: str) -> None:
+def _check_names(repository: HubRepository, names: Iterable[str], locked: Mapping[str, str]) -> None:
+    """Refuse other files than the locked ones, before any of them is moved. locked: empty where nothing is."""
+    there = set(names)
+    if locked and (missing := sorted(locked.keys() - there)):
+        raise UserError(f"{repository.repo}: {missing[0]} is locked, but is not there; run trialign lock --upgrade")
+    if locked and (more := sorted(there - locked.keys())):
+        raise UserError(
+            f"{repository.repo}: {more[0]} is there, but not locked; take it away, narrow `include`, or lock the "
+            "source again (trialign lock --upgrade)"
+        )
+
+
+def _verify(repository: HubRepository, draft: Path, hashes: Mapping[str, str], by: str) -> None:
     """Hold the files to hashes. A file with other contents is removed, so that the next start fetches it anew."""
-    if missing := sorted(hashes.keys() - set(names)):
-        raise UserError(f"{repository.repo}: {missing[0]} is locked, but is not there; run trialign lock again")
     for name, wanted in hashes.items():
         kind = wanted.partition(":")[0]
         found = f"{kind}:{_HASHES[kind](draft / name)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,7 +33,8 @@ def fetch(step: Step[WebRecipe]) -> dict[str, Any]:
     """Download the files into `step.out`, and `source.json` with the hash of each beside them.
 
     A file that came whole waits in `step.scratch`, so that a killed download goes on with the next one. Facts: files,
-    bytes. UserError: no network, no such file, another file than its hash says, a full disk.
+    bytes. UserError: no network, no such file, another file than its hash says, a full disk; without a hash, a .json or
+    .jsonl that is not JSON.
     """
     source = step.recipe.source
     hashes = {name: _download(source, name, step.scratch / name) for name in sorted(source.files)}
@@ -64,7 +66,33 @@ def _download(source: WebFiles, name: str, path: Path) -> str:
             f"{address} is not the file that config or lock names: SHA-256 {found}, not {wanted}; damaged on its way "
             f"(run again), or changed (correct `files`, or lock it again: trialign lock --upgrade)"
         )
+    if wanted == UNKNOWN and not _is_what_it_is_called(path):
+        path.unlink()
+        raise UserError(
+            f"{address} does not give {name}: what came is not JSON; a login page or a proxy may answer in its "
+            "place: check address and network and run again, or name the file's SHA-256 in `files`"
+        )
     return found
+
+
+def _is_what_it_is_called(path: Path) -> bool:
+    """Whether a .json is JSON or JSON lines (data sets have both under that name), and a .jsonl the latter."""
+    if path.suffix == ".json":
+        return _is_json(path.read_bytes()) or _is_lines(path)
+    return path.suffix != ".jsonl" or _is_lines(path)
+
+
+def _is_lines(path: Path) -> bool:
+    with path.open("rb") as file:
+        return all(_is_json(line) for line in file if line.strip()) and path.stat().st_size > 0
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _get(address: str, path: Path) -> None:

@@ -47,6 +47,7 @@ def check(experiment: Experiment, tasks: Sequence[Task], *, local: bool) -> None
     if not wanting and not downloads:
         return
     lacks = [
+        *(_nodes(tasks) if local else ()),
         *(_gpus(experiment, wanting) if local and wanting else ()),
         *(_network(experiment, downloads) if downloads else ()),
         *_unlocked(experiment),
@@ -61,6 +62,15 @@ def check_workflow(experiment: Experiment, workflow: Any) -> None:
     if workflow.is_main_process:
         tasks = [Task(job.rule.name, job.wildcards_dict, job.resources) for job in workflow.dag.needrun_jobs()]
         check(experiment, tasks, local=workflow.local_exec)
+
+
+def _nodes(tasks: Sequence[Task]) -> Iterable[str]:
+    several = [task.resources["nodes"] for task in tasks if task.resources.get("nodes", 1) > 1]
+    if several:
+        yield (
+            f"nodes: {len(several)} trainings ask for {max(several)} each, which SLURM alone gives them "
+            "(or resources.train.nodes: 1)"
+        )
 
 
 def _gpus(experiment: Experiment, tasks: Sequence[Task]) -> Iterable[str]:

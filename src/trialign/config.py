@@ -391,7 +391,7 @@ def _split_problems(experiment: Experiment, where: str, preset: StagePreset) -> 
         yield (
             f"{where}.training.batch",
             f"{training.batch} does not divide into micro-batches of {training.micro_batch or 1} on {gpus} GPUs "
-            "(resources.train.gpus on each of resources.train.nodes)",
+            "(resources.train: gpus x nodes)",
         )
     if training.packing and preset.method != "sft":
         yield f"{where}.training.packing", f"only sft packs what it reads, not {preset.method}: leave it out"

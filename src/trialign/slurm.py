@@ -1,7 +1,7 @@
 """What SLURM says of jobs, from its own commands: state, why one waits, how long one has left.
 
-Nothing here submits or ends a job, but steps of this process's own. Reads `squeue` first, which answers on every cluster; a job that it has forgotten
-(MinJobAge after its end) is asked of `sacct`, where there is accounting.
+Nothing here submits or ends a job; only steps of this process's own job are ended. Reads `squeue` first, which answers
+on every cluster; a job that it has forgotten (MinJobAge after its end) is asked of `sacct`, where there is accounting.
 """
 
 from __future__ import annotations

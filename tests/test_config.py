@@ -11,7 +11,7 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
-from trialign import config, reference, study
+from trialign import config, known, reference, study
 from trialign.errors import UserError
 
 PAPER, DEMO = Path("config/config.yaml"), Path("config/demo.yaml")
@@ -477,6 +477,15 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "config: stages.sft.training.batch: 128 does not divide into micro-batches of 1 on 3 GPUs",
     ),
     (
+        {"resources__train": {"gpus": 2, "nodes": 3}},
+        "128 does not divide into micro-batches of 1 on 6 GPUs (resources.train: gpus x nodes)",
+    ),
+    (
+        {"resources__train": {"gpus": 0, "nodes": 2}},
+        "config: resources.train.nodes: 2 nodes train on GPUs alone: give resources.train.gpus",
+    ),
+    ({"resources__evaluate__nodes": 2}, "config: resources.evaluate.nodes: unknown key"),
+    (
         {"stages__tpo__training": {"micro_batch": 4}},
         "config: stages.tpo.training.micro_batch: TRL's loss of tpo depends on how a batch is split",
     ),
@@ -515,6 +524,15 @@ def test_null_deletes_a_key_and_lists_are_replaced() -> None:
     experiment = config.load(raw)
     assert "table9" not in experiment.artifacts
     assert experiment.seeds == (1, 2)
+
+
+def test_a_training_gets_the_gpus_of_all_its_nodes_unless_its_batch_must_be_whole() -> None:
+    experiment = config.load(wrong(resources__train={"gpus": 4, "nodes": 2}))
+    for lineage, gpus, nodes in (("mistral+sft+dpo", 8, 2), ("mistral+tpo", 1, 1)):
+        asked = experiment.lineage(lineage)
+        assert (study.train_gpus(experiment, asked), study.train_nodes(experiment, asked)) == (gpus, nodes)
+        estimate = known.estimate(experiment, "train", {"lineage": str(asked), "seed": "42"})
+        assert estimate.gpus == gpus and estimate.gpu_hours == gpus * estimate.seconds / 3600
 
 
 def test_two_experiments_never_meet_in_one_tree(

@@ -139,6 +139,14 @@ def test_a_disk_that_is_too_small_is_said_and_the_check_can_be_passed(
     preflight.check(paper, [large], local=False)
 
 
+def test_several_nodes_are_a_clusters(paper: config.Experiment, no_gpu: Path) -> None:
+    add_gpus(no_gpu, 1_000_000, 1_000_000)
+    task = Task("train", TRAIN.wildcards, {"gpu": 2, "nodes": 2})
+    with pytest.raises(UserError, match=r"nodes: 1 trainings ask for 2 each, .*\(or resources.train.nodes: 1\)"):
+        preflight.check(paper, [task], local=True)
+    preflight.check(paper, [task], local=False)
+
+
 def test_jobs_that_ask_for_neither_gpu_nor_hub_are_let_be(paper: config.Experiment, no_gpu: Path) -> None:
     tasks = [Task("train", TRAIN.wildcards, {"gpu": 0, "disk_mb": 10**13}), Task("table", {}, {})]
     preflight.check(paper, tasks, local=True)

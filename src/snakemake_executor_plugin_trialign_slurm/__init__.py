@@ -14,6 +14,8 @@ replaced, and each change has its reason here (docs/slurm.md tells users the sam
   was being submitted at that moment, which no ledger has, is cancelled.
 - Array tasks all got the resources of the first and waited for the whole rule to be ready: alike jobs that are ready
   together form an array, of no more tasks than the kernel takes: all their commands travel in one argument.
+- A job of several nodes with GPUs got them unevenly (3 + 1 of 4 on 2 nodes), and its step was refused, which asked for
+  all of them on one node: as many on each node, and the step is told of its own node's alone.
 - The account was checked by a call of sacctmgr for every job, and guessed wrongly where there was none: taken as given.
 - Ctrl-C cancelled what was followed at that moment, not what was being submitted: cancelled by name as well, in chunks.
 """
@@ -36,6 +38,7 @@ from snakemake_executor_plugin_slurm import ExecutorSettings as SlurmSettings
 from snakemake_executor_plugin_slurm import common_settings
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.jobs import JobExecutorInterface
+from snakemake_interface_executor_plugins.utils import format_cli_arg
 
 from trialign import controller, ledger, paths, slurm
 
@@ -165,9 +168,26 @@ class Executor(SlurmExecutor):
         yield f" -A {shlex.quote(str(account))}" if account else ""
 
     def get_partition_arg(self, job: JobExecutorInterface) -> str:
-        """Return the partition's argument, and that of the job to come after, if there is one."""
-        after = self._after.pop(_output(job), None)
-        return super().get_partition_arg(job) + (f" --dependency=afterany:{after}" if after else "")
+        """Return the partition's argument, that of the job to come after, and that of GPUs on each of several nodes."""
+        after, each = self._after.pop(_output(job), None), _gpus_on_each_node(job)
+        model = job.resources.get("gpu_model")
+        return (
+            super().get_partition_arg(job)
+            + (f" --dependency=afterany:{after}" if after else "")
+            + (f" --gpus-per-node={f'{shlex.quote(model)}:' if model else ''}{each}" if each else "")
+        )
+
+    def format_job_exec(self, job: JobExecutorInterface) -> str:
+        """Return what the job runs: a Snakemake of one node, for its srun starts one process there (-n1)."""
+        called = super().format_job_exec(job)
+        each = _gpus_on_each_node(job)
+        if each is None:
+            return called
+        # a second --set-resources replaces the first
+        given = self.workflow.resource_settings._parsed_overwrite_resources
+        kept = [f"{rule}:{name}={value.raw}" for rule, those in given.items() for name, value in those.items()]
+        own = [f"{job.rule.name}:nodes=1", f"{job.rule.name}:gpu={each}"]
+        return f"{called} {format_cli_arg('--set-resources', [*kept, *own], base64_encode=True)}"
 
     def _report_job_submission_threadsafe(self, job_info: SubmittedJobInfo) -> None:
         job, number = job_info.job, job_info.external_jobid
@@ -322,6 +342,13 @@ def _why(info: SubmittedJobInfo, found: slurm.Job | None) -> str:
         case "CANCELLED":
             return "cancelled, not by this run"
     return f"{found.state}" + (f", exit code {code}" if code else "") + (f", on {found.nodes}" if found.nodes else "")
+
+
+def _gpus_on_each_node(job: JobExecutorInterface) -> int | None:
+    """Return the GPUs on each node of a job of several nodes; None for any other."""
+    if job.is_group() or not job.resources.get("gpu") or (job.resources.get("nodes") or 1) == 1:
+        return None
+    return job.resources.gpu // job.resources.nodes
 
 
 def _entry(job: JobExecutorInterface) -> ledger.Entry | None:

@@ -36,7 +36,8 @@ def step(
     root: Annotated[Path, typer.Option(help="The results tree.")],
     output: Annotated[Path, typer.Option(help="The folder that receives the result.")],
     log: Annotated[Path, typer.Option(help="Where the step's output goes.")],
-    processes: Annotated[int, typer.Option(min=1, help="Processes of a training, one for each GPU.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Processes of a training on a node, one for each GPU.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes of a training: of the SLURM job that this runs in.")] = 1,
 ) -> None:
     """Run one step: make its result, or take it from the store, and link it into OUTPUT."""
     from trialign import paths, recipes, steps
@@ -54,7 +55,7 @@ def step(
     marker = log.with_suffix(paths.AGAIN)
     marker.unlink(missing_ok=True)
     try:
-        done = steps.run(parsed, groups, root, output, processes)
+        done = steps.run(parsed, groups, root, output, processes, nodes)
         print(f"{done} {output}", flush=True)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None

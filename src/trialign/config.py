@@ -145,13 +145,25 @@ class Resources(Settings):
     gpus: int = Field(default=0, ge=0, description="GPUs")
 
 
+class TrainResources(Resources):
+    """What a training asks of the scheduler: threads, memory and GPUs are those of each of its nodes."""
+
+    gpus: int = Field(default=0, ge=0, description="GPUs on each node, with a process for each")
+    nodes: int = Field(default=1, gt=0, description="nodes; more than one under SLURM alone, and with GPUs")
+
+    @property
+    def gpus_in_all(self) -> int:
+        """GPUs of all nodes together."""
+        return self.nodes * self.gpus
+
+
 class RuleResources(Settings):
     """Resources by kind of job."""
 
     fetch: Resources = Field(default=Resources(), description="downloads")
     prepare: Resources = Field(default=Resources(), description="data preparation")
     pretrain: Resources = Field(default=Resources(), description="pre-training of tiny base models")
-    train: Resources = Field(default=Resources(), description="training")
+    train: TrainResources = Field(default=TrainResources(), description="training")
     evaluate: Resources = Field(default=Resources(), description="harness suites")
     answer: Resources = Field(default=Resources(), description="answers to the judged questions")
     judge: Resources = Field(default=Resources(), description="judging")
@@ -327,6 +339,12 @@ def _problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
     if experiment.mirror and is_mistyped(experiment.mirror):
         yield "mirror", f"'{experiment.mirror}': write an address as https://..., a folder as ./... or /..."
     yield from _source_problems(experiment)
+    train = experiment.resources.train
+    if train.nodes > 1 and not train.gpus:
+        yield (
+            "resources.train.nodes",
+            f"{train.nodes} nodes train on GPUs alone: give resources.train.gpus, those of each node, or one node",
+        )
     for name, preset in experiment.stages.items():
         where = f"stages.{name}"
         if preset.method not in methods.names():
@@ -365,7 +383,7 @@ def _problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
 
 
 def _split_problems(experiment: Experiment, where: str, preset: StagePreset) -> Iterator[tuple[str, str]]:
-    training, gpus = preset.training, experiment.resources.train.gpus
+    training, gpus = preset.training, experiment.resources.train.gpus_in_all
     if methods.get(preset.method).micro_batch_is_global:
         if training.micro_batch:
             yield (
@@ -376,7 +394,7 @@ def _split_problems(experiment: Experiment, where: str, preset: StagePreset) -> 
         yield (
             f"{where}.training.batch",
             f"{training.batch} does not divide into micro-batches of {training.micro_batch or 1} on {gpus} GPUs "
-            "(resources.train.gpus)",
+            "(resources.train: gpus x nodes)",
         )
     if training.packing and preset.method != "sft":
         yield f"{where}.training.packing", f"only sft packs what it reads, not {preset.method}: leave it out"

@@ -219,7 +219,7 @@ def enough_gpus(recipe: recipes.TrainRecipe, shape: Shape, longest: int) -> list
     """Return the smallest number of each kind of GPU that a training stage fits on, such as `4 x A100 40GB`."""
     found = []
     for name, memory in GPUS.items():
-        fitting = (n for n in (1, 2, 4, 8) if fits(train_memory_mb(recipe, shape, longest, n), memory))
+        fitting = (n for n in (1, 2, 4, 8, 16, 32) if fits(train_memory_mb(recipe, shape, longest, n), memory))
         number = next(fitting, None)
         found += [f"{number} x {name}"] if number else []
     return found

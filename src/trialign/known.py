@@ -105,7 +105,7 @@ def memory_problems(experiment: Experiment, lineages: Iterable[str], memory_gb: 
                 worst[lineage.base] = (needed, gpus, lineage.last.name, cost.enough_gpus(recipe, shape, longest))
     return [
         f"training {base} takes up to {needed / 1000:.0f} GB ({stage}) on each of {gpus} GPU(s), of {memory_gb:g}: "
-        + (f"enough would be {' or '.join(enough)} (resources.train.gpus)" if enough else "lower its batch")
+        + (f"enough would be {' or '.join(enough)} (resources.train: gpus x nodes)" if enough else "lower its batch")
         for base, (needed, gpus, stage, enough) in sorted(worst.items())
     ]
 

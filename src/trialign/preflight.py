@@ -50,6 +50,7 @@ def check(experiment: Experiment, tasks: Sequence[Task], *, local: bool) -> None
     if not wanting and not downloads:
         return
     lacks = [
+        *(_nodes(tasks) if local else ()),
         *(_gpus(experiment, wanting) if local and wanting else ()),
         *(network(experiment, downloads) if downloads else ()),
         *(f"lock: {refusal}" for refusal in _refused(study.check_lock, experiment, downloads)),
@@ -70,6 +71,15 @@ def check_lock(experiment: Experiment, workflow: Any) -> None:
     """Refuse sources that are not locked, of those that a Snakemake's jobs read, fetched before or not."""
     fetched = [job.wildcards_dict["source"] for job in workflow.dag.jobs if job.rule.name == "fetch"]
     study.check_lock(experiment, fetched)
+
+
+def _nodes(tasks: Sequence[Task]) -> Iterable[str]:
+    several = [task.resources["nodes"] for task in tasks if task.resources.get("nodes", 1) > 1]
+    if several:
+        yield (
+            f"nodes: {len(several)} trainings ask for {max(several)} each, which SLURM alone gives them "
+            "(or resources.train.nodes: 1)"
+        )
 
 
 def _gpus(experiment: Experiment, tasks: Sequence[Task]) -> Iterable[str]:

@@ -109,7 +109,7 @@ def _models(dag: Dag, root: Path) -> Iterator[_Model]:
         record = json.loads(record_file.read_text())
         job = jobs.get(folder)
         seconds = job.seconds if job else record["seconds"]
-        gpus = job.resources.get("gpu", 0) if job else dag.experiment.resources.train.gpus
+        gpus = job.resources.get("gpu", 0) if job else dag.experiment.resources.train.gpus_in_all
         seed = folder.parent.name.removeprefix("seed")
         yield _Model(folder.parts[-3], seed, folder, record["fingerprint"], seconds, seconds * gpus)
 

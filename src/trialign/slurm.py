@@ -1,21 +1,24 @@
 """What SLURM says of jobs and of the cluster, from its own commands: state, why one waits, how long one has left.
 
-Nothing here submits or ends a job. Reads `squeue` first, which answers on every cluster; a job that it has forgotten
-(MinJobAge after its end) is asked of `sacct`, where there is accounting.
+Nothing here submits or ends a job; only steps of this process's own job are ended. Reads `squeue` first, which answers
+on every cluster; a job that it has forgotten (MinJobAge after its end) is asked of `sacct`, where there is accounting.
 """
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from trialign.errors import UserError
 
 TIMEOUT = 60.0
+STEP_POLL_SECONDS = 0.5
 # squeue(1) and sacct(1), "JOB STATE CODES". What holds processes, what will, and what SLURM ended for its own reasons.
 ALIVE = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"})
 WAITING = frozenset(
@@ -127,6 +130,22 @@ def duration(text: str) -> float | None:
         return None
     days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
     return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+def end_steps(name: str) -> None:
+    """End the steps of this process's job that bear a name; returns when none of their processes is left.
+
+    Silent: SLURM does not say whether there are any.
+    """
+    while left := _steps(name):
+        with contextlib.suppress(Silent):  # of one that has just ended
+            ask("scancel", *left)
+        time.sleep(STEP_POLL_SECONDS)
+
+
+def _steps(name: str) -> list[str]:
+    told = ask("squeue", "--steps", "--noheader", "--job", own_job() or "", "--format=%i|%j")
+    return [step for step, _, its_name in (line.partition("|") for line in told.splitlines()) if its_name == name]
 
 
 def ask(*command: str) -> str:

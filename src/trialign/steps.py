@@ -66,7 +66,7 @@ class Step(Generic[R]):
 
     recipe: the typed recipe. inputs: named input paths. out: the folder to fill with the result, empty at the start.
     scratch: a folder that survives a kill and is removed once the result is published. processes: how many the step may
-    run on, one for each GPU.
+    run on, one for each GPU, on each of its `nodes`.
     """
 
     recipe: R
@@ -74,6 +74,7 @@ class Step(Generic[R]):
     out: Path
     scratch: Path
     processes: int = 1
+    nodes: int = 1
 
     def input(self, name: str) -> Path:
         """Return the only input called `name`; KeyError or ValueError if there is none or there are several."""
@@ -81,16 +82,24 @@ class Step(Generic[R]):
         return path
 
 
-def run(recipe: Recipe, inputs: Mapping[str, tuple[Path, ...]], root: Path, output: Path, processes: int = 1) -> str:
+def run(
+    recipe: Recipe,
+    inputs: Mapping[str, tuple[Path, ...]],
+    root: Path,
+    output: Path,
+    processes: int = 1,
+    nodes: int = 1,
+) -> str:
     """Make the step's result, or take it from the store, and link it into the folder `output`.
 
-    root: the results tree. processes: see `Step`; no part of what identifies the result. Returns "made" or "restored".
+    root: the results tree. processes, nodes: see `Step`; no part of what identifies the result. Returns "made" or
+    "restored".
     One process at a time works on a step (two outputs can be one step's: the tokenizers of two models with one recipe):
     see `lease.held` for what the others do. UserError: a missing input, a full disk. Again: to be continued in another
     start. What the step itself raises leaves its scratch folder to the next start.
     """
     try:
-        return _run(recipe, inputs, root, output, processes)
+        return _run(recipe, inputs, root, output, processes, nodes)
     except Exception as error:  # libraries that write say it in errors of their own
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
             raise UserError(
@@ -100,7 +109,9 @@ def run(recipe: Recipe, inputs: Mapping[str, tuple[Path, ...]], root: Path, outp
         raise
 
 
-def _run(recipe: Recipe, inputs: Mapping[str, tuple[Path, ...]], root: Path, output: Path, processes: int) -> str:
+def _run(
+    recipe: Recipe, inputs: Mapping[str, tuple[Path, ...]], root: Path, output: Path, processes: int, nodes: int
+) -> str:
     fingerprints = {name: [input_fingerprint(path) for path in group] for name, group in inputs.items()}
     fingerprint = digest({"recipe": json.loads(recipe.canonical()), "inputs": fingerprints})
     stored = root / paths.STORE / fingerprint
@@ -108,7 +119,7 @@ def _run(recipe: Recipe, inputs: Mapping[str, tuple[Path, ...]], root: Path, out
     if not (stored / RUN_JSON).is_file():
         with lease.held(root / paths.WORK / fingerprint) as work:
             if not (stored / RUN_JSON).is_file():
-                _make(recipe, inputs, fingerprints, fingerprint, work, stored, processes)
+                _make(recipe, inputs, fingerprints, fingerprint, work, stored, processes, nodes)
                 done = "made"
     _link(stored, output, _provenance_path(recipe, root, output))
     return done
@@ -153,6 +164,7 @@ def _make(
     work: Path,
     stored: Path,
     processes: int,
+    nodes: int,
 ) -> None:
     out, scratch = work / "out", work / "scratch"
     shutil.rmtree(out, ignore_errors=True)  # half a result of an earlier start is never read
@@ -161,7 +173,7 @@ def _make(
     started, clock = datetime.now(UTC), time.monotonic()
     if recipe.step not in ("fetch", "web"):
         _switch_off_hub(scratch)
-    facts = _function(recipe)(Step(recipe, inputs, out, scratch, processes))
+    facts = _function(recipe)(Step(recipe, inputs, out, scratch, processes, nodes))
     record = {
         "fingerprint": fingerprint,
         "recipe": json.loads(recipe.canonical()),

@@ -426,10 +426,19 @@ def train_recipe(experiment: Experiment, lineage: Lineage, seed: int) -> recipes
 
 
 def train_gpus(experiment: Experiment, lineage: Lineage) -> int:
-    """Return the GPUs of a training: one where the method's batch must be whole on one device."""
-    gpus = experiment.resources.train.gpus
+    """Return the GPUs of a training, of all its nodes: one where the method's batch must be whole on one device."""
+    gpus = experiment.resources.train.gpus_in_all
+    return min(gpus, 1) if _keeps_batch_whole(experiment, lineage) else gpus
+
+
+def train_nodes(experiment: Experiment, lineage: Lineage) -> int:
+    """Return the nodes of a training, each with as many GPUs: one where the batch must be whole on one device."""
+    return 1 if _keeps_batch_whole(experiment, lineage) else experiment.resources.train.nodes
+
+
+def _keeps_batch_whole(experiment: Experiment, lineage: Lineage) -> bool:
     stage = cast(Stage, lineage.last)
-    return min(gpus, 1) if methods.get(experiment.preset(stage).method).micro_batch_is_global else gpus
+    return methods.get(experiment.preset(stage).method).micro_batch_is_global
 
 
 def evaluate_recipe(experiment: Experiment, lineage: Lineage, suite: str) -> recipes.EvaluateRecipe:

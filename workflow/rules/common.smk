@@ -110,8 +110,13 @@ def estimated(rule, name):
 
 
 def train_gpus(wildcards):
-    """The GPUs of a training."""
+    """The GPUs of a training, of all its nodes."""
     return study.train_gpus(experiment, convert("lineage", wildcards.lineage))
+
+
+def train_nodes(wildcards):
+    """The nodes of a training."""
+    return study.train_nodes(experiment, convert("lineage", wildcards.lineage))
 
 
 def tokenizer_source(model):

@@ -82,12 +82,16 @@ rule train:
         ENVIRONMENT
     threads: resources_of("train").threads
     resources:
-        **(asks("train") | {"gpu": train_gpus}),
+        **(asks("train") | {"gpu": train_gpus, "nodes": train_nodes}),
     params:
         recipe=recipe(study.train_recipe, "lineage", "seed"),
         root=results_root,
         output=lambda wildcards, output: str(Path(output.record).parent),
-        processes=lambda wildcards: max(1, train_gpus(wildcards)),
+        nodes=train_nodes,
+        processes=lambda wildcards: max(
+            1, train_gpus(wildcards) // train_nodes(wildcards)
+        ),
     shell:
         "trialign step {params.recipe:q} parent={input.parent:q} tokens={input.tokens:q}"
-        " --root {params.root:q} --output {params.output:q} --log {log:q} --processes {params.processes}"
+        " --root {params.root:q} --output {params.output:q} --log {log:q}"
+        " --nodes {params.nodes} --processes {params.processes}"

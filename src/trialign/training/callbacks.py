@@ -12,12 +12,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from trialign import slurm
 from trialign.deadline import Deadline
 from trialign.errors import Again
+from trialign.training import distributed
 
 CHECKPOINT_SECONDS = 600.0
 PROGRESS_SECONDS = 5.0
@@ -101,7 +101,8 @@ class CheckpointClock(TrainerCallback):
         self._slowest_step, self._step_began = max(self._slowest_step, now - self._step_began), now
         needed = 2 * self._slowest_step + 3 * self._slowest_save
         due = now - self._last >= self._seconds
-        due, self._stop = _first_says((due, self._told_to_end or self._deadline.is_within(needed)))
+        # clocks differ, and all processes must write a checkpoint or none
+        due, self._stop = distributed.first_says((due, self._told_to_end or self._deadline.is_within(needed)))
         if state.global_step < state.max_steps and (due or self._stop):
             control.should_save = True
             self._save_began = now
@@ -117,15 +118,6 @@ class CheckpointClock(TrainerCallback):
 
     def _terminate(self, *_: Any) -> None:
         self._told_to_end = True
-
-
-def _first_says(answer: tuple[bool, bool]) -> tuple[bool, bool]:
-    """Return the first process's answer: their clocks differ, and all of them must write a checkpoint or none."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return answer
-    told = [answer]
-    dist.broadcast_object_list(told)
-    return told[0]
 
 
 def newest_checkpoint(scratch: Path) -> Path | None:

@@ -69,7 +69,7 @@ _TIMES = ("runtime", "samples_per_second", "steps_per_second", "epoch")
 
 def train(step: Step[TrainRecipe]) -> dict[str, Any]:
     """Train in as many processes as the step may run on; see `train_here` for what comes out."""
-    return distributed.launch(step) if step.processes > 1 else train_here(step)
+    return distributed.launch(step) if step.processes * step.nodes > 1 else train_here(step)
 
 
 def train_here(step: Step[TrainRecipe]) -> dict[str, Any]:
@@ -89,12 +89,13 @@ def train_here(step: Step[TrainRecipe]) -> dict[str, Any]:
     _check(recipe, method)
     rows = {split: read_rows(step.input("tokens") / f"{split}.parquet", recipe) for split in ("train", "eval")}
     rows["train"] = _packed(rows["train"], recipe)
-    split = split_batch(recipe, method, step.processes, len(rows["train"]), _smaller(step.scratch))
+    split = split_batch(recipe, method, step.processes * step.nodes, len(rows["train"]), _smaller(step.scratch))
     trainer = build_trainer(recipe, parent, rows, step.scratch, split)
     tokens_per_epoch = _tokens(rows["train"])
     trainer.add_callback(Progress(tokens_per_epoch * recipe.training.batch / len(rows["train"])))
 
-    checkpoint = newest_checkpoint(step.scratch)
+    # one answer for all: a node's view of a shared folder may be seconds old
+    checkpoint = distributed.first_says(newest_checkpoint(step.scratch))
     started = time.monotonic()
     try:
         finite = _run(trainer, checkpoint, step.out / "model")
@@ -109,6 +110,7 @@ def train_here(step: Step[TrainRecipe]) -> dict[str, Any]:
     return {
         "trainer": _resolved(trainer.args),
         "split": split._asdict(),
+        "nodes": step.nodes,
         "attention": trainer.model.config._attn_implementation,
         "rows": {name: len(each) for name, each in rows.items()},
         "last_batch": len(rows["train"]) % recipe.training.batch or recipe.training.batch,
@@ -155,12 +157,12 @@ def split_batch(recipe: TrainRecipe, method: Method, processes: int, rows: int, 
     if method.micro_batch_is_global:
         raise UserError(
             f"method {method.name}: TRL's loss depends on how a batch is split, so it must be whole on one device: set "
-            "resources.train.gpus: 1 and leave training.micro_batch out"
+            "resources.train: {gpus: 1, nodes: 1} and leave training.micro_batch out"
         )
     if batch % (micro * processes):
         raise UserError(
             f"training.batch={batch} does not divide into micro-batches of {micro} on {processes} devices; give a "
-            "training.micro_batch and resources.train.gpus whose product divides it"
+            "training.micro_batch, resources.train.gpus and .nodes whose product divides it"
         )
     if rows % batch:
         raise UserError(
@@ -182,7 +184,7 @@ def _out_of_memory(error: Exception, method: Method, split: Split, scratch: Path
     what = f"out of GPU memory with {split.micro_batch} prompts at a time on {split.processes} device(s)"
     if method.micro_batch_is_global or split.micro_batch == 1:
         return UserError(
-            f"{what} ({str(error).splitlines()[0]}): take more GPUs (resources.train.gpus) or larger ones, "
+            f"{what} ({str(error).splitlines()[0]}): take more GPUs (resources.train.gpus, .nodes) or larger ones, "
             "training.gradient_checkpointing: true, or a smaller max_length of the data"
             + (f"; TRL's loss of {method.name} needs its batch whole" if method.micro_batch_is_global else "")
         )
@@ -233,10 +235,10 @@ def _check(recipe: TrainRecipe, method: Method) -> None:
         raise UserError("method kto: training.batch=1: its KL term needs another prompt in the batch; use 2 or more")
     if recipe.training.packing and method.name != "sft":
         raise UserError(f"method {method.name}: training.packing is for sft alone; leave it out of this stage")
-    if torch.cuda.device_count() > int(os.environ.get("WORLD_SIZE", "1")):
+    if torch.cuda.device_count() > int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
         raise UserError(
-            f"{torch.cuda.device_count()} GPUs are visible to a training on {os.environ.get('WORLD_SIZE', '1')}: set "
-            "resources.train.gpus to their number, or make fewer visible (CUDA_VISIBLE_DEVICES=0)"
+            f"{torch.cuda.device_count()} GPUs are visible to a training on {os.environ.get('LOCAL_WORLD_SIZE', '1')} "
+            "(of a node): set resources.train.gpus to their number, or make fewer visible (CUDA_VISIBLE_DEVICES=0)"
         )
 
 

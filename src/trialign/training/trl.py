@@ -88,7 +88,7 @@ def train_here(step: Step[TrainRecipe]) -> dict[str, Any]:
     method = methods.get(recipe.method)
     _check(recipe, method)
     rows = {split: read_rows(step.input("tokens") / f"{split}.parquet", recipe) for split in ("train", "eval")}
-    rows["train"] = _packed(rows["train"], recipe)
+    rows["train"], left_out = _packed(rows["train"], recipe)
     split = split_batch(recipe, method, step.processes, len(rows["train"]), _smaller(step.scratch))
     trainer = build_trainer(recipe, parent, rows, step.scratch, split)
     tokens_per_epoch = _tokens(rows["train"])
@@ -111,6 +111,7 @@ def train_here(step: Step[TrainRecipe]) -> dict[str, Any]:
         "split": split._asdict(),
         "attention": trainer.model.config._attn_implementation,
         "rows": {name: len(each) for name, each in rows.items()},
+        "left_out": left_out,
         "last_batch": len(rows["train"]) % recipe.training.batch or recipe.training.batch,
         "steps": trainer.state.global_step,
         "tokens": round(tokens_per_epoch * trainer.state.epoch),
@@ -374,14 +375,21 @@ def _fed(stock: type[Trainer], scratch: Path) -> type[Trainer]:
     return Fed
 
 
-def _packed(rows: datasets.Dataset, recipe: TrainRecipe) -> datasets.Dataset:
-    """Return conversations in rows of `training.packing` tokens, by TRL; as they are where the recipe packs nothing."""
+def _packed(rows: datasets.Dataset, recipe: TrainRecipe) -> tuple[datasets.Dataset, int]:
+    """Return conversations in rows of `training.packing` tokens, by TRL, and how many of these rows are left out.
+
+    Rows that do not fill a last batch, which could not be split over devices as the others are, are left out: they are
+    the end of a shuffled order. How many there will be, no config can know. Where the recipe packs nothing, all rows
+    stay as they are.
+    """
     if recipe.training.packing is None:
-        return rows
+        return rows, 0
     from trl.data_utils import pack_dataset
 
     shuffled = datasets.Dataset(rows.data).shuffle(seed=recipe.seed)  # else neighbours in the file stay neighbours
-    return _Tokenised(pack_dataset(shuffled, recipe.training.packing, "wrapped").data)
+    packed = pack_dataset(shuffled, recipe.training.packing, "wrapped")
+    left_out = len(packed) % recipe.training.batch if len(packed) > recipe.training.batch else 0
+    return _Tokenised(packed.data.slice(0, len(packed) - left_out)), left_out
 
 
 class _Tokenised(datasets.Dataset):

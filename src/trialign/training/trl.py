@@ -75,7 +75,8 @@ def train(step: Step[TrainRecipe]) -> dict[str, Any]:
 def train_here(step: Step[TrainRecipe]) -> dict[str, Any]:
     """Train one stage. Inputs: `parent` (a model folder), `tokens` (a tokens folder).
 
-    Writes `model/` (fp32 weights, the parent's tokenizer) and `log.jsonl` (the trainer's log) and returns facts.
+    Writes `model/` (weights in `training.published_dtype`, the parent's tokenizer) and `log.jsonl` (the trainer's log)
+    and returns facts.
     Resumes from the newest checkpoint in `step.scratch`. A run that diverges ends with `model/diverged.json` in place
     of weights. UserError if the method cannot read the view, if the parent diverged, or if the batch cannot be split
     over the processes as it would have to be. Again: out of the job's time, or out of GPU memory, which the next start

@@ -474,7 +474,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"resources__train__gpus": -1}, "config: resources.train.gpus: -1 is not allowed"),
     (
         {"resources__train__gpus": 3},
-        "config: stages.sft.training.batch: 128 does not divide into micro-batches of 1 on 3 GPUs",
+        "config: stages.sft.training.batch: 128 does not divide into micro-batches of 8 on 3 GPUs",
     ),
     (
         {"stages__tpo__training": {"micro_batch": 4}},

@@ -123,6 +123,38 @@ def test_a_model_that_no_artifact_names_any_more_goes(study: Path) -> None:
     assert {entry["name"] for entry in manifest(study)} >= {"mistral+sft+ipo@beta=0.1 seed1"}
 
 
+def test_a_model_that_a_changed_recipe_left_in_the_store_goes(study: Path) -> None:
+    """The run's name is another model's now: the old one has a name in the store alone."""
+    named = study / "runs" / LEAVES[1] / "seed1"
+    old = store_entry(study, LEAVES[1])
+    new = old.with_name("f" * 32)
+    shutil.copytree(old, new)
+    record = json.loads((old / "run.json").read_text())
+    record["recipe"]["training"]["batch"] *= 2
+    for file, changes in ((new / "run.json", {"fingerprint": new.name}), (old / "run.json", {})):
+        file.unlink()
+        file.write_text(json.dumps(record | changes))
+    shutil.rmtree(named / "model")
+    (named / "run.json").unlink()
+    subprocess.run(["cp", "-al", str(new / "model"), str(named / "model")], check=True)
+    os.link(new / "run.json", named / "run.json")
+    said = prune(study)
+    assert f".store/{old.name[:8]}" in said and f".store/{new.name[:8]}" not in said
+    prune(study, "--yes")
+    gone = {entry["name"]: entry for entry in manifest(study)}
+    entry = gone[f".store/{old.name[:8]} (train tpo, superseded)"]
+    assert not old.exists() and entry["bytes"] > 100_000 and entry["folders"] == [str(old)]
+    assert "nothing to prune" in prune(study)
+
+
+def test_what_the_store_keeps_for_a_waiting_job_stays(study: Path) -> None:
+    """Snakemake deleted a failed job's outputs: its model comes back from the store in milliseconds."""
+    entry = store_entry(study, LEAVES[0])
+    shutil.rmtree(study / "runs" / LEAVES[0])
+    reopen(study)
+    assert entry.name[:8] not in prune(study, "--yes") and entry.exists()
+
+
 def test_work_folders_without_a_holder_go_once_nothing_is_to_come(study: Path) -> None:
     held, abandoned, elsewhere = (study / ".work" / name for name in ("a" * 32, "b" * 32, "c" * 32))
     for folder in (held, abandoned, elsewhere):

@@ -153,7 +153,7 @@ def prune(
     dag = planning.dry_run(["all"], configfile or (), profile, config or ())
     entries = pruning.manifest(dag, parents=parents, work=work)
     if not entries:
-        typer.echo("nothing to prune: open artifacts need what is there, or it is a parent (--parents)")
+        typer.echo("nothing to prune: open artifacts need what is there, or others were trained on it (--parents)")
         return
     pruning.show(entries)
     if yes:

@@ -88,8 +88,12 @@ def test_training_that_does_not_fit_is_said_with_what_would() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["results/tabel1.csv"], "no artifact makes 'results/tabel1.csv' (did you mean 'table1.csv'?)"),
-        (["nothing"], "No rule to produce nothing"),
+        (["results/tabel1.csv"], "no artifact makes 'results/tabel1.csv' (did you mean 'results/table1.csv'?)"),
+        (["nothing"], "nothing makes 'nothing': targets are all, or files such as results/table2.csv"),
+        (["table2"], "nothing makes 'table2' (did you mean 'results/table2.csv'?)"),
+        (["tabel2.csv"], "nothing makes 'tabel2.csv' (did you mean 'results/table2.csv'?)"),
+        (["results/table2"], "no artifact makes 'results/table2' (did you mean 'results/table2.csv'?)"),
+        ([""], "'' is no target: name files such as results/table2.csv"),
         (["all", "--configfile", "absent.yaml"], "absent.yaml: there is no such config file"),
         (["all", "--config", "seeds=none"], "config: seeds: 'none' is not allowed"),
     ],

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trialign.errors import Again, UserError
+from trialign.errors import Again, UserError, nearest
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -228,6 +228,10 @@ def compare(
     if experiment.published is None:
         raise UserError(f"experiment '{experiment.name}' names no `published` values: its numbers are not compared")
     values = published.read(Path(experiment.published), experiment)
+    for name in table:
+        if name not in experiment.artifacts:
+            names, close = ", ".join(experiment.artifacts), nearest(name, experiment.artifacts)
+            raise UserError(f"--table: there is no artifact '{name}'{close}; there are {names}")
     for name in table:
         headings, lines = published.beside(Path(experiment.results_dir), name, values)
         published.print_beside(name, headings, lines, Console())

@@ -444,7 +444,13 @@ def _source_problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
         yield "artifacts.results", "results.csv is made anyway: choose another name"
     if experiment.judge.kind == "openai" and experiment.judge.model is None:
         yield "judge.model", "it is missing: name the model to ask"
+    if experiment.published and not Path(experiment.published).is_file():
+        yield "published", f"'{experiment.published}' does not exist; name the file with the published values"
     for name, data in experiment.data.items():
+        if data.kind == "triples" and getattr(experiment.sources[data.source], "repo", None) == FEEDBACK:
+            for origin in data.exclude_sources:
+                if origin not in FEEDBACK_SOURCES and not origin.startswith("flan_v2_"):
+                    yield f"data.{name}.exclude_sources", _unknown("source of prompts", origin, FEEDBACK_SOURCES)
         if data.kind == "triples" and data.max_prompt_length >= data.max_length:
             yield f"data.{name}.max_prompt_length", f"{data.max_prompt_length} leaves no room in {data.max_length}"
     if experiment.judge.name == "answers":
@@ -452,12 +458,16 @@ def _source_problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
 
 
 def _include_problems(name: str, benchmark: HarnessBenchmark) -> Iterator[tuple[str, str]]:
-    """Yield the first task file that is not there."""
+    """Yield the first task file that is not there, or a metric that the last one does not have."""
     try:
         for subset in benchmark.subsets or ("",):
-            tasks.locate(benchmark.include.replace("{subset}", subset))
+            file = tasks.locate(benchmark.include.replace("{subset}", subset))
     except UserError as error:
         yield f"benchmarks.{name}.include", str(error)
+        return
+    metrics = tasks.metrics(file)
+    if metrics and benchmark.metric not in metrics:
+        yield f"benchmarks.{name}.metric", _unknown("metric", benchmark.metric, metrics)
 
 
 def _check_artifact(experiment: Experiment, artifact: Any) -> None:

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TEST_CONFIG, command
-from trialign import lease
+from trialign import config, lease
+from trialign import study as study_of
+from trialign.plan import Dag, Job
+from trialign.prune import manifest as manifest_of
 
 FILES = ["--configfile", "config/demo.yaml", "--configfile", "config/test.yaml"]
 LEAVES = ["mistral+sft+dpo@beta=0.1", "mistral+tpo@alpha=0.9@beta=0.2"]
@@ -153,6 +156,23 @@ def test_what_the_store_keeps_for_a_waiting_job_stays(study: Path) -> None:
     shutil.rmtree(study / "runs" / LEAVES[0])
     reopen(study)
     assert entry.name[:8] not in prune(study, "--yes") and entry.exists()
+
+
+def test_superseded_models_are_told_from_waiting_ones_by_their_recipes(tmp_path: Path) -> None:
+    """Also those of a recipe that this version cannot read any more; other steps' results are none of its business."""
+    experiment = config.load_files([Path(f"config/{name}.yaml") for name in ("config", "demo", "test")])
+    experiment = experiment.model_copy(update={"results_dir": str(tmp_path)})
+    lineage = experiment.lineage(LEAVES[1])
+    recipe = json.loads(study_of.train_recipe(experiment, lineage, 1).canonical())
+    for name, made in (("a", recipe), ("b", recipe | {"forgotten": 1}), ("c", {"step": "tokens"})):
+        folder = tmp_path / ".store" / (name * 32)
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({"recipe": made, "seconds": 36, "facts": {}}))
+    wildcards = {"lineage": str(lineage), "seed": "1"}
+    waiting = Job(0, "train", wildcards, ("model",), (), False, True, "", (), 1, {})
+    for jobs, names in (((waiting,), ["b"]), ((), ["a", "b"])):
+        entries = manifest_of(Dag(experiment, jobs, 1, ""), parents=False, work=False)
+        assert [entry.name for entry in entries] == [f".store/{name * 8} (train tpo, superseded)" for name in names]
 
 
 def test_work_folders_without_a_holder_go_once_nothing_is_to_come(study: Path) -> None:

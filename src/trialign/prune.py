@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trialign import lease, paths, recipes, steps, study
+from trialign import lease, paths, steps, study
 from trialign.config import Experiment
 from trialign.plan import MODEL_RULES, Dag, Job
 
@@ -174,21 +174,23 @@ def _bytes(folders: Iterable[Path]) -> int:
 def _superseded(dag: Dag, root: Path) -> Iterator[Entry]:
     """Yield the models of the store that no run names, but those that a waiting job would find there."""
     named = {_json(file).get("fingerprint") for file in (root / "runs").glob(f"*/seed*/{steps.RUN_JSON}")}
-    waiting = {_recipe(dag, job) for job in dag.needed if job.rule in MODEL_RULES}
+    waiting = [json.loads(_recipe(dag, job)) for job in dag.needed if job.rule in MODEL_RULES]
     for file in sorted((root / paths.STORE).glob(f"*/{steps.RUN_JSON}")):
         record = _json(file)
         recipe = record.get("recipe", {})
         if recipe.get("step") not in MODEL_STEPS or file.parent.name in named:
             continue
         freed = _bytes([file.parent])
-        if freed and recipes.parse(json.dumps(recipe)).canonical() not in waiting:
+        if freed and recipe not in waiting:
+            split = (record.get("facts") or {}).get("split", {})
+            gpus = min(dag.experiment.resources.train.gpus, split.get("processes", 1))
             what = " ".join(str(recipe[key]) for key in ("step", "method") if key in recipe)
             yield Entry(
                 name=f"{paths.STORE}/{file.parent.name[:8]} ({what}, superseded)",
                 folders=(file.parent,),
                 bytes=freed,
                 hours=round(record["seconds"] / 3600, 2),
-                gpu_hours=round(record["seconds"] * dag.experiment.resources.train.gpus / 3600, 2),
+                gpu_hours=round(record["seconds"] * gpus / 3600, 2),
             )
 
 

@@ -183,10 +183,12 @@ def _out_of_memory(error: Exception, method: Method, split: Split, scratch: Path
     """Return what to raise where a GPU was too small: half the micro-batch next time, where the loss stays the same."""
     what = f"out of GPU memory with {split.micro_batch} prompts at a time on {split.processes} device(s)"
     if method.micro_batch_is_global or split.micro_batch == 1:
+        whole = method.micro_batch_is_global
+        more = "larger GPUs" if whole else "more GPUs (resources.train.gpus) or larger ones"
         return UserError(
-            f"{what} ({str(error).splitlines()[0]}): take more GPUs (resources.train.gpus) or larger ones, "
-            "training.gradient_checkpointing: true, or a smaller max_length of the data"
-            + (f"; TRL's loss of {method.name} needs its batch whole" if method.micro_batch_is_global else "")
+            f"{what} ({str(error).splitlines()[0]}): take {more}, training.gradient_checkpointing: true, or a smaller "
+            "max_length of the data"
+            + (f"; TRL's loss of {method.name} needs its batch whole on one GPU, more do not help" if whole else "")
         )
     (scratch / _MICRO_BATCH).write_text(str(split.micro_batch // 2))
     return Again(f"{what}; goes on with {split.micro_batch // 2}")

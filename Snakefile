@@ -46,7 +46,9 @@ localrules:
     fetch,
     table,
     figure,
+    judge,
     results,
+    tokenizer,
 
 
 rule all:

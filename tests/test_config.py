@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from snakemake.utils import update_config
 
 from trialign import config, known, reference, study
 from trialign.errors import UserError
+from trialign.evaluation import tasks
 
 PAPER, DEMO = Path("config/config.yaml"), Path("config/demo.yaml")
 REMOVE = "remove this key"
@@ -272,7 +274,29 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"name": REMOVE}, "config: name: it is missing"),
     ({"name": "My Study"}, "config: name: 'My Study' is not allowed: string should match pattern"),
     ({"results_dir": "results/with space"}, "config: results_dir: 'results/with space' is not allowed"),
-    ({"seeds": []}, "config: seeds: [] is not allowed: tuple should have at least 1 item"),
+    ({"seeds": []}, "config: seeds: [] is not allowed: list should have at least 1 item"),
+    ({"seeds": 1}, "config: seeds: 1 is not allowed: input should be a list"),
+    ({"published": "nope.csv"}, "config: published: 'nope.csv' does not exist"),
+    (
+        {"benchmarks__arc__metric": "acc_nrom"},
+        "config: benchmarks.arc.metric: there is no metric 'acc_nrom' (did you mean 'acc_norm'?); there are 'acc', ",
+    ),
+    ({"benchmarks__mmlu__metric": "accuracy"}, "config: benchmarks.mmlu.metric: there is no metric 'accuracy'"),
+    (
+        {"data__triples__exclude_sources": ["truthfulqa"]},
+        "config: data.triples.exclude_sources: there is no source of prompts 'truthfulqa' (did you mean 'truthful_qa'?)",
+    ),
+    (
+        {
+            "sources__mt_bench": {
+                "kind": "web",
+                "base": "https://a.b/c/",
+                "files": {"q.jsonl": "unknown"},
+                "repo": "a/b",
+            }
+        },
+        "('repo' is of kind 'hub': where an overlay changes the kind, set it to null)",
+    ),
     ({"seeds": ["one"]}, "config: seeds.0: 'one' is not allowed: input should be a valid integer"),
     (
         {"training__learning_rate": -1},
@@ -474,7 +498,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"resources__train__gpus": -1}, "config: resources.train.gpus: -1 is not allowed"),
     (
         {"resources__train__gpus": 3},
-        "config: stages.sft.training.batch: 128 does not divide into micro-batches of 1 on 3 GPUs",
+        "config: stages.sft.training.batch: 128 does not divide into micro-batches of 8 on 3 GPUs",
     ),
     (
         {"resources__train": {"gpus": 2, "nodes": 3}},
@@ -551,3 +575,16 @@ def test_the_package_asks_for_the_versions_of_the_lock() -> None:
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     pins = {line.lower().replace("_", "-") for line in Path("requirements.lock").read_text().split()}
     assert {line.lower().replace("_", "-") for line in project["dependencies"]} <= pins
+
+
+def test_the_rules_that_are_targets_are_those_of_the_workflow() -> None:
+    files = [Path("Snakefile"), *Path("workflow/rules").glob("*.smk")]
+    assert set(study.RULES) == {name for file in files for name in re.findall(r"(?m)^rule (\w+):", file.read_text())}
+
+
+def test_metrics_of_task_files_are_read_without_the_harness(paper: config.Experiment, demo: config.Experiment) -> None:
+    """Through `include` and `harness`; what lists none, or functions, is not judged."""
+    for benchmark in (*paper.benchmarks.values(), *demo.benchmarks.values()):
+        if benchmark.kind == "harness":
+            file = tasks.locate(benchmark.include.replace("{subset}", "virology"))
+            assert benchmark.metric in tasks.metrics(file), benchmark.include

@@ -140,6 +140,25 @@ def test_which_gpus_are_enough_follows_from_the_states_sharded_over_them() -> No
         assert cost.fits(cost.train_memory_mb(recipe, mistral, 1024, gpus), memory) is fits
 
 
+def test_what_fits_of_the_papers_trainings_on_its_four_a100() -> None:
+    """What the plan says of a GPU's room is what its memory says: a prompt or a token more is too much."""
+    paper = config.load_files([Path("config/config.yaml")])
+    fitting = ["mistral+sft10k", "mistral+sft+dpo", "mistral+sft+ipo", "phi2+sft", "phi2+sft+dpo"]
+    assert known.memory_problems(paper, fitting) == [] and paper.resources.train.gpus == 4
+    split = known.memory_problems(paper, fitting, 32)
+    assert len(split) == 1 and "(sft10k) on each of 4 GPU(s), of 32: enough would be 8 x A100 40GB" in split[0]
+    whole = known.memory_problems(paper, ["phi2+tpo", "phi2+orpo"])
+    assert len(whole) == 1 and "TRL's loss of tpo, orpo needs its batch whole" in whole[0]
+    recipe, shape = train("tpo", "triple", gradient_checkpointing=True), paper.models["phi2"].shape
+    prompts, tokens = cost.room(recipe, shape, 1024, 1, 80)
+    for batch, longest, fits in (
+        (prompts, 1024, True), (prompts + 1, 1024, False), (16, tokens, True), (16, tokens + 1, False),
+    ):  # fmt: skip
+        sized = train("tpo", "triple", gradient_checkpointing=True, batch=batch)
+        assert cost.fits(cost.train_memory_mb(sized, shape, longest, 1), 80) is fits, (batch, longest)
+    assert cost.room(recipe, paper.models["mistral"].shape, 1024, 1, 80) == (0, 0)
+
+
 def test_times_are_work_over_the_hardwares_rate() -> None:
     expect = Expectations(
         benchmarks={"arc": ExpectedBenchmark(items=100, requests=4, length=50)},

@@ -75,15 +75,25 @@ def test_more_jobs_at_a_time_take_less_time_down_to_the_critical_path() -> None:
 
 
 def test_training_that_does_not_fit_is_said_with_what_would() -> None:
-    notes = [note for note in planned("results/table3.csv")["notes"] if note.startswith("training phi2 takes")]
-    assert len(notes) == 1 and "on each of 1 GPU(s), of 80: enough would be " in notes[0]
+    """What can be split does fit the declared GPUs; what keeps to one is never told to take more."""
+    notes = [note for note in planned("all")["notes"] if note.startswith("training ")]
+    assert [note.split()[1] for note in notes] == ["mistral", "phi2"]
+    for note in notes:
+        assert " on one GPU, of 80: TRL's loss of " in note and "resources.train.gpus" not in note
+        assert "until the packed engine of this project is in" in note
+    assert notes[0].endswith(": weights and optimiser alone take 159 GB")
+    assert notes[1].endswith(", or with a batch of 8 or data.triples.max_length: 576")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["results/tabel1.csv"], "no artifact makes 'results/tabel1.csv' (did you mean 'table1.csv'?)"),
-        (["nothing"], "No rule to produce nothing"),
+        (["results/tabel1.csv"], "no artifact makes 'results/tabel1.csv' (did you mean 'results/table1.csv'?)"),
+        (["nothing"], "nothing makes 'nothing': targets are all, or files such as results/table2.csv"),
+        (["table2"], "nothing makes 'table2' (did you mean 'results/table2.csv'?)"),
+        (["tabel2.csv"], "nothing makes 'tabel2.csv' (did you mean 'results/table2.csv'?)"),
+        (["results/table2"], "no artifact makes 'results/table2' (did you mean 'results/table2.csv'?)"),
+        ([""], "'' is no target: name files such as results/table2.csv"),
         (["all", "--configfile", "absent.yaml"], "absent.yaml: there is no such config file"),
         (["all", "--config", "seeds=none"], "config: seeds: 'none' is not allowed"),
     ],

@@ -18,6 +18,7 @@ from trialign.errors import UserError
 from trialign.preflight import Task
 
 TRAIN = Task("train", {"lineage": "mistral+tpo@alpha=1@beta=0.1", "seed": "42"}, {"gpu": 1, "disk_mb": 1})
+SPLIT = Task("train", {"lineage": "mistral+sft+dpo@beta=0.1", "seed": "42"}, {"gpu": 4, "disk_mb": 1})
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens
 
 
@@ -66,7 +67,7 @@ def test_a_machine_that_cannot_do_it_says_what_it_lacks_and_the_ways_forward(tmp
     )  # fmt: skip
     assert done.returncode != 0 and not results.exists()
     said = done.stdout.split("trialign: this machine cannot do that:\n")[1]
-    assert "  - GPUs: 26 jobs ask for 1 each (A100 80GB), and 0 are here\n" in said
+    assert "  - GPUs: 26 jobs ask for up to 4 each (A100 80GB), and 0 are here\n" in said
     assert "  - network: 5 download(s) (" in said and f"and {NOWHERE} does not answer" in said
     for way in ("--profile profiles/demo all", "--profile slurm", "trialign plan"):
         assert way in said
@@ -81,12 +82,26 @@ def test_a_dry_run_is_never_in_its_way(tmp_path: Path) -> None:
 def test_a_login_node_needs_no_gpu_but_the_network(
     paper: config.Experiment, no_gpu: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    preflight.check(paper, [TRAIN], local=False)
+    preflight.check(paper, [SPLIT], local=False)
     fetch = Task("fetch", {"source": "mmlu"}, {"disk_mb": 1})
     monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
     with pytest.raises(UserError, match="does not answer") as refused:
-        preflight.check(paper, [TRAIN, fetch], local=False)
+        preflight.check(paper, [SPLIT, fetch], local=False)
     assert "GPUs:" not in str(refused.value) and "slurm" not in str(refused.value)
+
+
+def test_what_the_declared_gpus_cannot_hold_does_not_reach_a_clusters_queue(
+    paper: config.Experiment, no_gpu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"training mistral takes up to \d+ GB \(tpo\) on one GPU, of 80") as refused:
+        preflight.check(paper, [SPLIT, TRAIN], local=False)
+    said = str(refused.value)
+    assert said.startswith("this cannot be done as it is declared:\n") and "under `hardware`" in said
+    assert "resources.train.gpus" not in said and "trialign plan" in said
+    larger = paper.hardware.model_copy(update={"memory_gb": 288})
+    preflight.check(paper.model_copy(update={"hardware": larger}), [SPLIT, TRAIN], local=False)
+    monkeypatch.setenv("TRIALIGN_PREFLIGHT", "off")
+    preflight.check(paper, [SPLIT, TRAIN], local=False)
 
 
 def test_a_hub_or_mirror_that_answers_is_a_network(
@@ -120,7 +135,7 @@ def test_gpus_are_counted_and_measured(paper: config.Experiment, no_gpu: Path, m
     assert preflight.gpu_memories() == []
     add_gpus(no_gpu, 81559, 81559)
     assert preflight.gpu_memories() == pytest.approx([79.6, 79.6], abs=0.1)
-    with pytest.raises(UserError, match=r"training mistral takes up to \d+ GB \(tpo\) on each of 1 GPU"):
+    with pytest.raises(UserError, match=r"training mistral takes up to \d+ GB \(tpo\) on one GPU"):
         preflight.check(paper, [TRAIN], local=True)
     add_gpus(no_gpu, 1_000_000)
     preflight.check(paper, [TRAIN], local=True)
@@ -132,7 +147,7 @@ def test_gpus_are_counted_and_measured(paper: config.Experiment, no_gpu: Path, m
 def test_a_disk_that_is_too_small_is_said_and_the_check_can_be_passed(
     paper: config.Experiment, no_gpu: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    large = Task("train", TRAIN.wildcards, {"gpu": 1, "disk_mb": 3 * 10**12, "scratch_mb": 4 * 10**12})
+    large = Task("train", SPLIT.wildcards, {"gpu": 4, "disk_mb": 3 * 10**12, "scratch_mb": 4 * 10**12})
     with pytest.raises(UserError, match=r"disk: at least 7,000,000,000 GB are needed \(3,000,000,000 stay\)"):
         preflight.check(paper, [large], local=False)
     monkeypatch.setenv("TRIALIGN_PREFLIGHT", "off")

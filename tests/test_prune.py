@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TEST_CONFIG, command
-from trialign import lease
+from trialign import config, lease
+from trialign import study as study_of
+from trialign.plan import Dag, Job
+from trialign.prune import manifest as manifest_of
 
 FILES = ["--configfile", "config/demo.yaml", "--configfile", "config/test.yaml"]
 LEAVES = ["mistral+sft+dpo@beta=0.1", "mistral+tpo@alpha=0.9@beta=0.2"]
@@ -121,6 +124,55 @@ def test_a_model_that_no_artifact_names_any_more_goes(study: Path) -> None:
     prune(study, "--yes")
     assert models(study) == set(PARENTS)
     assert {entry["name"] for entry in manifest(study)} >= {"mistral+sft+ipo@beta=0.1 seed1"}
+
+
+def test_a_model_that_a_changed_recipe_left_in_the_store_goes(study: Path) -> None:
+    """The run's name is another model's now: the old one has a name in the store alone."""
+    named = study / "runs" / LEAVES[1] / "seed1"
+    old = store_entry(study, LEAVES[1])
+    new = old.with_name("f" * 32)
+    shutil.copytree(old, new)
+    record = json.loads((old / "run.json").read_text())
+    record["recipe"]["training"]["batch"] *= 2
+    for file, changes in ((new / "run.json", {"fingerprint": new.name}), (old / "run.json", {})):
+        file.unlink()
+        file.write_text(json.dumps(record | changes))
+    shutil.rmtree(named / "model")
+    (named / "run.json").unlink()
+    subprocess.run(["cp", "-al", str(new / "model"), str(named / "model")], check=True)
+    os.link(new / "run.json", named / "run.json")
+    said = prune(study)
+    assert f".store/{old.name[:8]}" in said and f".store/{new.name[:8]}" not in said
+    prune(study, "--yes")
+    gone = {entry["name"]: entry for entry in manifest(study)}
+    entry = gone[f".store/{old.name[:8]} (train tpo, superseded)"]
+    assert not old.exists() and entry["bytes"] > 100_000 and entry["folders"] == [str(old)]
+    assert "nothing to prune" in prune(study)
+
+
+def test_what_the_store_keeps_for_a_waiting_job_stays(study: Path) -> None:
+    """Snakemake deleted a failed job's outputs: its model comes back from the store in milliseconds."""
+    entry = store_entry(study, LEAVES[0])
+    shutil.rmtree(study / "runs" / LEAVES[0])
+    reopen(study)
+    assert entry.name[:8] not in prune(study, "--yes") and entry.exists()
+
+
+def test_superseded_models_are_told_from_waiting_ones_by_their_recipes(tmp_path: Path) -> None:
+    """Also those of a recipe that this version cannot read any more; other steps' results are none of its business."""
+    experiment = config.load_files([Path(f"config/{name}.yaml") for name in ("config", "demo", "test")])
+    experiment = experiment.model_copy(update={"results_dir": str(tmp_path)})
+    lineage = experiment.lineage(LEAVES[1])
+    recipe = json.loads(study_of.train_recipe(experiment, lineage, 1).canonical())
+    for name, made in (("a", recipe), ("b", recipe | {"forgotten": 1}), ("c", {"step": "tokens"})):
+        folder = tmp_path / ".store" / (name * 32)
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({"recipe": made, "seconds": 36, "facts": {}}))
+    wildcards = {"lineage": str(lineage), "seed": "1"}
+    waiting = Job(0, "train", wildcards, ("model",), (), False, True, "", (), 1, {})
+    for jobs, names in (((waiting,), ["b"]), ((), ["a", "b"])):
+        entries = manifest_of(Dag(experiment, jobs, 1, ""), parents=False, work=False)
+        assert [entry.name for entry in entries] == [f".store/{name * 8} (train tpo, superseded)" for name in names]
 
 
 def test_work_folders_without_a_holder_go_once_nothing_is_to_come(study: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from trialign import slurm
-from trialign.errors import Again, UserError
+from trialign.errors import Again, UserError, nearest
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -197,7 +197,7 @@ def prune(
     dag = planning.dry_run(["all"], configfile or (), profile, config or ())
     entries = pruning.manifest(dag, parents=parents, work=work)
     if not entries:
-        typer.echo("nothing to prune: open artifacts need what is there, or it is a parent (--parents)")
+        typer.echo("nothing to prune: open artifacts need what is there, or others were trained on it (--parents)")
         return
     pruning.show(entries)
     if yes:
@@ -271,6 +271,10 @@ def compare(
     if experiment.published is None:
         raise UserError(f"experiment '{experiment.name}' names no `published` values: its numbers are not compared")
     values = published.read(Path(experiment.published), experiment)
+    for name in table:
+        if name not in experiment.artifacts:
+            names, close = ", ".join(experiment.artifacts), nearest(name, experiment.artifacts)
+            raise UserError(f"--table: there is no artifact '{name}'{close}; there are {names}")
     for name in table:
         headings, lines = published.beside(Path(experiment.results_dir), name, values)
         published.print_beside(name, headings, lines, Console())

@@ -39,8 +39,13 @@ from trialign.settings import (
 )
 from trialign.templates import templates
 
+PAPER = Path("config/config.yaml")  # which overlays are made for
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 JUDGED_METRICS = ("score", "first_turn", "second_turn", "correct", "format", "polite", "concise")
+FEEDBACK = "openbmb/UltraFeedback"
+FEEDBACK_SOURCES = (
+    "evol_instruct", "false_qa", "flan_v2_cot", "flan_v2_niv2", "sharegpt", "truthful_qa", "ultrachat",
+)  # fmt: skip
 RUN_ENTRIES = ("model", "mtbench")  # what lies beside the suites in a run's folder
 
 
@@ -321,7 +326,21 @@ def load_files(files: Sequence[Path]) -> Experiment:
             update_config(merged, load_configfile(str(file)))
         except WorkflowError as error:
             raise UserError(f"{file}: {' '.join(str(error).split())}") from None
-    return load(merged)
+    try:
+        return load(merged)
+    except UserError:
+        if PAPER.is_file() and not any(file.samefile(PAPER) for file in files) and _loads([PAPER, *files]):
+            names = " ".join(str(file) for file in files)
+            raise UserError(f"{names}: an overlay, no whole config: give {PAPER} before it") from None
+        raise
+
+
+def _loads(files: Sequence[Path]) -> bool:
+    try:
+        load_files(files)
+    except UserError:
+        return False
+    return True
 
 
 def _without_nulls(value: Any) -> Any:
@@ -446,7 +465,13 @@ def _source_problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
         yield "artifacts.results", "results.csv is made anyway: choose another name"
     if experiment.judge.kind == "openai" and experiment.judge.model is None:
         yield "judge.model", "it is missing: name the model to ask"
+    if experiment.published and not Path(experiment.published).is_file():
+        yield "published", f"'{experiment.published}' does not exist; name the file with the published values"
     for name, data in experiment.data.items():
+        if data.kind == "triples" and getattr(experiment.sources[data.source], "repo", None) == FEEDBACK:
+            for origin in data.exclude_sources:
+                if origin not in FEEDBACK_SOURCES and not origin.startswith("flan_v2_"):
+                    yield f"data.{name}.exclude_sources", _unknown("source of prompts", origin, FEEDBACK_SOURCES)
         if data.kind == "triples" and data.max_prompt_length >= data.max_length:
             yield f"data.{name}.max_prompt_length", f"{data.max_prompt_length} leaves no room in {data.max_length}"
     if experiment.judge.name == "answers":
@@ -454,12 +479,16 @@ def _source_problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
 
 
 def _include_problems(name: str, benchmark: HarnessBenchmark) -> Iterator[tuple[str, str]]:
-    """Yield the first task file that is not there."""
+    """Yield the first task file that is not there, or a metric that the last one does not have."""
     try:
         for subset in benchmark.subsets or ("",):
-            tasks.locate(benchmark.include.replace("{subset}", subset))
+            file = tasks.locate(benchmark.include.replace("{subset}", subset))
     except UserError as error:
         yield f"benchmarks.{name}.include", str(error)
+        return
+    metrics = tasks.metrics(file)
+    if metrics and benchmark.metric not in metrics:
+        yield f"benchmarks.{name}.metric", _unknown("metric", benchmark.metric, metrics)
 
 
 def _check_artifact(experiment: Experiment, artifact: Any) -> None:
@@ -551,7 +580,7 @@ def _first_line(error: ValidationError, model: type[BaseModel], where: str) -> s
     place, allowed = _walk(model, loc)
     place = f"{where}: {place}" if place else where
     if first["type"] == "extra_forbidden":
-        text = f"unknown key '{loc[-1]}'{nearest(str(loc[-1]), allowed)}; allowed are {_names(allowed)}"
+        text = f"unknown key '{loc[-1]}'{nearest(str(loc[-1]), allowed)}; allowed are {_names(allowed)}" + _kept(loc)
     elif first["type"] == "missing":
         text = "it is missing"
     elif first["type"] == "union_tag_invalid":
@@ -560,9 +589,23 @@ def _first_line(error: ValidationError, model: type[BaseModel], where: str) -> s
             f"'{first['ctx']['tag']}' is not allowed; allowed are {first['ctx']['expected_tags']}",
         )
     else:
-        text = f"{_shortened(first['input'])} is not allowed: {first['msg'][0].lower()}{first['msg'][1:]}"
+        said = first["msg"][0].lower() + first["msg"][1:]
+        for python, yaml in (("valid tuple", "list"), ("tuple", "list"), ("valid dictionary", "map")):
+            said = said.replace(python, yaml)
+        text = f"{_shortened(first['input'])} is not allowed: {said}"
     more = _mistakes(error, model) - 1
     return f"{place}: {text}" + (f" (and {more} more)" if more > 0 else "")
+
+
+def _kept(loc: Sequence[str | int]) -> str:
+    """Return a hint where a key belongs to another kind than the item's: an overlay that changed the kind kept it."""
+    for union in (Source, Data, Benchmark, AnyArtifact):
+        kinds = {_tag(choice): choice for choice in _choices(union)}
+        if len(loc) > 1 and loc[-2] in kinds:
+            others = [kind for kind, choice in kinds.items() if loc[-1] in choice.model_fields]
+            if others:
+                return f" ('{loc[-1]}' is of kind '{others[0]}': where an overlay changes the kind, set it to null)"
+    return ""
 
 
 def _errors(error: ValidationError) -> list[Any]:

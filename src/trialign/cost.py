@@ -202,17 +202,39 @@ def train_flops(recipe: recipes.TrainRecipe, shape: Shape, rows: Rows) -> tuple[
 def train_memory_mb(recipe: recipes.TrainRecipe, shape: Shape, longest: int, gpus: int) -> float:
     """Return the memory of each of `gpus` devices in MB, states sharded (FSDP2), at the longest micro-batch."""
     training = recipe.training
-    states = MASTER_BYTES + 4 + 8 + (2 if training.precision == "bf16" else 0)
+    prompts = training.micro_batch or max(1, training.batch // gpus)
+    return states_mb(recipe, shape) / gpus + prompts * (training.packing or longest) * _position_mb(recipe, shape)
+
+
+def states_mb(recipe: recipes.TrainRecipe, shape: Shape) -> float:
+    """Return the memory of weights, gradients, moments and copies."""
+    states = MASTER_BYTES + 4 + 8 + (2 if recipe.training.precision == "bf16" else 0)
     if methods.get(recipe.method).needs_reference:
         states += MASTER_BYTES
+    return states * shape.parameters / MB
+
+
+def _position_mb(recipe: recipes.TrainRecipe, shape: Shape) -> float:
+    """Return the memory of activations and logits of one position of a prompt's branches."""
+    training = recipe.training
     width = 2 if training.precision == "bf16" else 4
-    prompts = training.micro_batch or max(1, training.batch // gpus)
-    tokens = prompts * BRANCHES[recipe.view] * (training.packing or longest)
     layer = 17 * width * shape.hidden_size  # 34 bytes in half precision
     stream = shape.layers * 4 * shape.hidden_size
     activations = stream + layer if training.gradient_checkpointing else shape.layers * layer
     logits = shape.vocab_size * (width + 4 + 4)  # as they come, in fp32, and their gradient
-    return (states * shape.parameters / gpus + tokens * (activations + logits)) / MB
+    return BRANCHES[recipe.view] * (activations + logits) / MB
+
+
+def room(recipe: recipes.TrainRecipe, shape: Shape, longest: int, gpus: int, memory_gb: float) -> tuple[int, int]:
+    """Return how many prompts of `longest` tokens, and how many tokens of a batch as declared, `gpus` such GPUs hold.
+
+    Prompts: of one micro-batch; tokens: the length of a prompt and its response. Both 0 where the states alone, without
+    a token, are too large.
+    """
+    left = max(0.0, USABLE * memory_gb * 2**30 / MB - states_mb(recipe, shape) / gpus)
+    positions = left / _position_mb(recipe, shape)
+    prompts = recipe.training.micro_batch or max(1, recipe.training.batch // gpus)
+    return int(positions // (recipe.training.packing or longest)), int(positions // prompts)
 
 
 def enough_gpus(recipe: recipes.TrainRecipe, shape: Shape, longest: int) -> list[str]:

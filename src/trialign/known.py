@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from trialign import cost, paths, recipes, study
+from trialign import cost, methods, paths, recipes, study
 from trialign.assumptions import ExpectedData, Shape
 from trialign.config import Experiment, Resources
 from trialign.cost import Estimate, Known, Rows
@@ -39,6 +39,7 @@ RESOURCES = {  # the rules whose jobs differ, and what they take besides
 }
 FIXED = {"judge": ("judge_tokens_in", "judge_tokens_out")}  # of rules whose jobs are all alike
 MEASURED = ("train", "pretrain", "evaluate", "answer")
+SHORTEST = 256  # tokens: a max_length that is still worth proposing
 RECORDS = 400  # of the newest records at most, measured times are taken
 KINDS = {
     "world": "prepare", "fetch": "fetch", "tokenizer": "prepare", "prepare": "prepare", "overlap": "prepare",
@@ -89,25 +90,80 @@ def _estimate(experiment: Experiment, rule: str, wildcards: tuple[tuple[str, str
 def memory_problems(experiment: Experiment, lineages: Iterable[str], memory_gb: float | None = None) -> list[str]:
     """Return a line for each model whose training does not fit the declared GPUs, with what would.
 
+    Methods whose batch must be whole on one GPU have a line of their own: more GPUs are no help to them.
     memory_gb: of a GPU; None: as `hardware` says.
     """
-    hardware = experiment.hardware
-    memory_gb = hardware.memory_gb if memory_gb is None else memory_gb
-    worst: dict[str, tuple[float, int, str, list[str]]] = {}
+    memory_gb = experiment.hardware.memory_gb if memory_gb is None else memory_gb
+    groups: dict[tuple[str, bool], list[_TooLarge]] = defaultdict(list)
     for text in lineages if memory_gb else ():
-        lineage = experiment.lineage(text)
-        shape = shape_of(experiment, lineage.base, seen=True)
-        if shape and lineage.last and (gpus := study.train_gpus(experiment, lineage)):
-            recipe = study.train_recipe(experiment, lineage, 0)
-            longest = experiment.data[experiment.preset(lineage.last).data].max_length
-            needed = cost.train_memory_mb(recipe, shape, longest, gpus)
-            if not cost.fits(needed, memory_gb) and needed > worst.get(lineage.base, (0,))[0]:
-                worst[lineage.base] = (needed, gpus, lineage.last.name, cost.enough_gpus(recipe, shape, longest))
+        if found := _too_large(experiment, experiment.lineage(text), memory_gb):
+            groups[found.base, methods.get(found.recipe.method).micro_batch_is_global].append(found)
     return [
-        f"training {base} takes up to {needed / 1000:.0f} GB ({stage}) on each of {gpus} GPU(s), of {memory_gb:g}: "
-        + (f"enough would be {' or '.join(enough)} (resources.train: gpus x nodes)" if enough else "lower its batch")
-        for base, (needed, gpus, stage, enough) in sorted(worst.items())
+        _whole_batch_problem(group, memory_gb) if whole else _split_problem(group, memory_gb)
+        for (_, whole), group in sorted(groups.items())
     ]
+
+
+@dataclass(frozen=True)
+class _TooLarge:
+    """A training that does not fit: what it needs in MB on each of its GPUs, and the longest sequence of its data."""
+
+    base: str
+    stage: str
+    recipe: recipes.TrainRecipe
+    shape: Shape
+    data: str
+    longest: int
+    gpus: int
+    needed: float
+
+
+def _too_large(experiment: Experiment, lineage: Lineage, memory_gb: float) -> _TooLarge | None:
+    """Return what a training needs, if that is more than its GPUs have; None also where it has none or no shape."""
+    shape = shape_of(experiment, lineage.base, seen=True)
+    if shape is None or lineage.last is None or not (gpus := study.train_gpus(experiment, lineage)):
+        return None
+    recipe, data = study.train_recipe(experiment, lineage, 0), experiment.preset(lineage.last).data
+    longest = experiment.data[data].max_length
+    needed = cost.train_memory_mb(recipe, shape, longest, gpus)
+    if cost.fits(needed, memory_gb):
+        return None
+    return _TooLarge(lineage.base, lineage.last.name, recipe, shape, data, longest, gpus, needed)
+
+
+def _split_problem(group: Sequence[_TooLarge], memory_gb: float) -> str:
+    """Return the line of trainings whose batch can be split: over more GPUs, or in smaller micro-batches."""
+    worst = max(group, key=lambda item: item.needed)
+    enough = cost.enough_gpus(worst.recipe, worst.shape, worst.longest)
+    ways = [f"{' or '.join(enough)} (resources.train.gpus)"] if enough else []
+    held, _ = cost.room(worst.recipe, worst.shape, worst.longest, worst.gpus, memory_gb)
+    share = worst.recipe.training.batch // worst.gpus
+    if micro := next((prompts for prompts in range(min(held, share), 0, -1) if share % prompts == 0), None):
+        ways.append(f"stages.{worst.stage}.training.micro_batch: {micro}")
+    would = "enough would be " + ", or ".join(ways) if ways else f"lower data.{worst.data}.max_length"
+    return (
+        f"training {worst.base} takes up to {worst.needed / 1000:.0f} GB ({worst.stage}) on each of {worst.gpus} "
+        f"GPU(s), of {memory_gb:g}: {would}"
+    )
+
+
+def _whole_batch_problem(group: Sequence[_TooLarge], memory_gb: float) -> str:
+    """Return the line of trainings that keep to one GPU: what is smaller is all that helps."""
+    worst = max(group, key=lambda item: item.needed)
+    names = list(dict.fromkeys(item.recipe.method for item in group))
+    each = [cost.room(item.recipe, item.shape, item.longest, item.gpus, memory_gb) for item in group]
+    batch, length = min(prompts for prompts, _ in each), min(tokens for _, tokens in each)
+    # a power of two; no text is left of a prompt and a response much shorter
+    smaller = [f"a batch of {1 << batch.bit_length() - 1}"] if batch else []
+    smaller += [f"data.{worst.data}.max_length: {length // 64 * 64}"] if length >= SHORTEST else []
+    states = max(cost.states_mb(item.recipe, item.shape) for item in group)
+    alone = f": weights and optimiser alone take {states / 1000:.0f} GB"
+    would = f", or with {' or '.join(smaller)}" if smaller else alone
+    return (
+        f"training {worst.base} takes up to {worst.needed / 1000:.0f} GB ({worst.stage}) on one GPU, of {memory_gb:g}: "
+        f"TRL's loss of {', '.join(names)} needs its batch whole on one GPU, and more GPUs do not help; it does not "
+        f"fit until the packed engine of this project is in{would}"
+    )
 
 
 def _recipe(experiment: Experiment, rule: str, values: Mapping[str, str]) -> recipes.Recipe | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -125,6 +126,8 @@ def dry_run(
     as the profile says, or what this machine's cores allow.
     """
     configfiles = list(configfiles)
+    if "" in targets:
+        raise UserError("'' is no target: name files such as results/table2.csv, or leave it out for all of them")
     if absent := [file for file in configfiles if not Path(file).is_file()]:
         raise UserError(f"{absent[0]}: there is no such config file")
     command = [sys.executable, "-m", "snakemake", "-n", "--debug-dag", "--quiet", "rules", "progress"]
@@ -156,6 +159,8 @@ def _refusal(errors: Sequence[str], stderr: str) -> str:
     """Return in one line why a dry run failed: what our Snakefile said, or Snakemake's first error."""
     ours = [line.removeprefix("trialign: ") for line in stderr.splitlines() if line.startswith("trialign: ")]
     texts = ours or list(errors) or stderr.strip().splitlines()[-1:] or ["snakemake ended without a word"]
+    if missing := re.match(r"MissingRuleException:\s+No rule to produce (\S+)", texts[0].strip()):
+        return f"nothing makes '{missing[1]}': targets are all, or files such as results/table2.csv"
     lines = texts[0].strip().splitlines() or [""]
     text = " ".join(texts[0].split()) if not lines[0].startswith("Traceback") else lines[-1]
     return text if len(text) <= 500 else f"{text[:500]} ..."

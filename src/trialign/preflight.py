@@ -1,7 +1,8 @@
 """Preflight: whether this machine can do what is about to start. A lack stops it within seconds, with the ways forward.
 
-Called as Snakemake starts, never under -n. Only jobs that ask for GPUs or for the hub are looked at; under a cluster
-executor GPUs are the compute nodes' business, while downloads and the results tree stay this machine's.
+Called as Snakemake starts, never under -n. Only jobs that ask for GPUs or for the hub are looked at. Under a cluster
+executor GPUs are the compute nodes': trainings are held against the memory that `hardware` declares, for they would
+wait in a queue only to run out of it; downloads and the results tree stay this machine's.
 `TRIALIGN_PREFLIGHT=off` goes past it: what it finds out may be wrong (GPUs that nvidia-smi does not list, a quota).
 """
 
@@ -52,12 +53,14 @@ def check(experiment: Experiment, tasks: Sequence[Task], *, local: bool) -> None
     lacks = [
         *(_nodes(tasks) if local else ()),
         *(_gpus(experiment, wanting) if local and wanting else ()),
+        *(() if local else known.memory_problems(experiment, _trained(wanting))),
         *(network(experiment, downloads) if downloads else ()),
         *(f"lock: {refusal}" for refusal in _refused(study.check_lock, experiment, downloads)),
         *_disk(Path(experiment.results_dir), tasks),
     ]
     if lacks:
-        raise UserError("\n".join(["this machine cannot do that:", *(f"  - {lack}" for lack in lacks), *_ways(local)]))
+        head = "this machine cannot do that:" if local else "this cannot be done as it is declared:"
+        raise UserError("\n".join([head, *(f"  - {lack}" for lack in lacks), *_ways(local)]))
 
 
 def check_workflow(experiment: Experiment, workflow: Any) -> None:
@@ -87,14 +90,17 @@ def _gpus(experiment: Experiment, tasks: Sequence[Task]) -> Iterable[str]:
     there = gpu_memories()
     if len(there) < number:
         kind = experiment.hardware.gpu or "any"
-        yield f"GPUs: {len(tasks)} jobs ask for {number} each ({kind}), and {len(there)} are here"
+        yield f"GPUs: {len(tasks)} jobs ask for up to {number} each ({kind}), and {len(there)} are here"
         return
     memory = sorted(there)[-number]
-    trained = sorted({task.wildcards["lineage"] for task in tasks if task.rule == "train"})
-    yield from known.memory_problems(experiment, trained, memory)
+    yield from known.memory_problems(experiment, _trained(tasks), memory)
     scored = [known.estimate(experiment, task.rule, task.wildcards).gpu_mb for task in tasks if task.rule != "train"]
     if scored and not cost.fits(max(scored), memory):
         yield f"GPU memory: evaluation takes {max(scored) / 1000:.0f} GB, a GPU here has {memory:.0f}"
+
+
+def _trained(tasks: Iterable[Task]) -> list[str]:
+    return sorted({task.wildcards["lineage"] for task in tasks if task.rule == "train"})
 
 
 def gpu_memories() -> list[float]:
@@ -171,5 +177,7 @@ def _ways(local: bool) -> list[str]:
         ways.append("a small model, on one GPU or a CPU: snakemake --configfile config/small.yaml -- all")
     if local:
         ways.append("a SLURM cluster: the same command with --profile slurm")
+    else:
+        ways.append("GPUs with more memory than is declared: say so under `hardware` (gpu, memory_gb)")
     ways.append("one table alone, or what it all takes: trialign plan results/table2.csv")
     return ["ways forward:", *(f"  - {way}" for way in ways), f"({SWITCH}=off goes past this check)"]

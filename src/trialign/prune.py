@@ -6,7 +6,9 @@ parent is another matter: a new row on it makes Snakemake train it again, and wi
 gone, too. So parents stay unless they are asked for, and their price counts those.
 
 A model is two names of the same files, in `runs/` and in `.store/`: both go. Its `run.json` and log stay beside it, and
-`pruned.jsonl` in the results tree keeps the manifest.
+`pruned.jsonl` in the results tree keeps the manifest. When a recipe changes, the new model takes the name in `runs/`
+and the old one is left in `.store/` alone: it goes too, unless it is what a job that waits would make (Snakemake
+deletes outputs of failed jobs, and the store gives them back).
 """
 
 from __future__ import annotations
@@ -18,12 +20,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from trialign import lease, paths, steps
+from trialign import lease, paths, steps, study
 from trialign.config import Experiment
 from trialign.plan import MODEL_RULES, Dag, Job
 
 MANIFEST = "pruned.jsonl"
+MODEL_STEPS = ("pretrain", "import", "train")
 PARTS = "prune-"  # of names in .work: what a killed prune left
 
 
@@ -76,7 +80,11 @@ def manifest(dag: Dag, *, parents: bool, work: bool) -> list[Entry]:
         parent = any(name.startswith(model.lineage + "+") for name in names)
         if model.folder not in kept and (parents or not parent) and _freed(root, model):
             going.append(model)
-    return [_entry(root, model, going, names) for model in going] + list(_work(dag, root, everything=work))
+    return [
+        *(_entry(root, model, going, names) for model in going),
+        *_superseded(dag, root),
+        *_work(dag, root, everything=work),
+    ]
 
 
 def remove(experiment: Experiment, entries: Iterable[Entry]) -> int:
@@ -106,7 +114,7 @@ def _models(dag: Dag, root: Path) -> Iterator[_Model]:
         record_file = folder.with_name(steps.RUN_JSON)
         if not record_file.is_file():
             continue
-        record = json.loads(record_file.read_text())
+        record = _json(record_file)
         job = jobs.get(folder)
         seconds = job.seconds if job else record["seconds"]
         gpus = job.resources.get("gpu", 0) if job else dag.experiment.resources.train.gpus_in_all
@@ -161,6 +169,45 @@ def _bytes(folders: Iterable[Path]) -> int:
                 status = file.stat()
                 links.setdefault((status.st_dev, status.st_ino), [status.st_nlink, status.st_size, 0])[2] += 1
     return sum(size for there, size, seen in links.values() if seen >= there)
+
+
+def _superseded(dag: Dag, root: Path) -> Iterator[Entry]:
+    """Yield the models of the store that no run names, but those that a waiting job would find there."""
+    named = {_json(file).get("fingerprint") for file in (root / "runs").glob(f"*/seed*/{steps.RUN_JSON}")}
+    waiting = [json.loads(_recipe(dag, job)) for job in dag.needed if job.rule in MODEL_RULES]
+    for file in sorted((root / paths.STORE).glob(f"*/{steps.RUN_JSON}")):
+        record = _json(file)
+        recipe = record.get("recipe", {})
+        if recipe.get("step") not in MODEL_STEPS or file.parent.name in named:
+            continue
+        freed = _bytes([file.parent])
+        if freed and recipe not in waiting:
+            split = (record.get("facts") or {}).get("split", {})
+            gpus = min(dag.experiment.resources.train.gpus, split.get("processes", 1))
+            what = " ".join(str(recipe[key]) for key in ("step", "method") if key in recipe)
+            yield Entry(
+                name=f"{paths.STORE}/{file.parent.name[:8]} ({what}, superseded)",
+                folders=(file.parent,),
+                bytes=freed,
+                hours=round(record["seconds"] / 3600, 2),
+                gpu_hours=round(record["seconds"] * gpus / 3600, 2),
+            )
+
+
+def _recipe(dag: Dag, job: Job) -> str:
+    """Return the canonical recipe of a job that makes a model."""
+    lineage, seed = dag.experiment.lineage(job.wildcards["lineage"]), int(job.wildcards["seed"])
+    match job.rule:
+        case "pretrain":
+            return study.pretrain_recipe(dag.experiment, lineage, seed).canonical()
+        case "import_model":
+            return study.import_recipe(dag.experiment).canonical()
+        case _:
+            return study.train_recipe(dag.experiment, lineage, seed).canonical()
+
+
+def _json(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text())
 
 
 def _work(dag: Dag, root: Path, *, everything: bool) -> Iterator[Entry]:

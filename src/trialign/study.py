@@ -6,6 +6,7 @@ The Snakefile asks this module and holds no logic of its own. Paths are relative
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections.abc import Collection, Iterable, Sequence
@@ -42,6 +43,11 @@ from trialign.settings import (
 )
 
 MTBENCH = "mtbench"
+# the rules, which are targets without a folder
+RULES = (
+    "all", "answer", "evaluate", "fetch", "figure", "import_model", "judge", "overlap", "prepare", "pretrain",
+    "results", "table", "tokenizer", "tokens", "train", "world",
+)  # fmt: skip
 SHARES = ("acc", "acc_norm", "exact_match", "f1")  # the harness's metrics that tables show in percent
 S = TypeVar("S", bound=Settings)
 
@@ -61,12 +67,17 @@ def check_tree(experiment: Experiment) -> None:
             )
 
 
-def check_targets(experiment: Experiment, targets: Iterable[str]) -> None:
+def check_targets(experiment: Experiment, targets: Iterable[str], named: Iterable[str] = ()) -> None:
     """Refuse targets that this experiment cannot make, with what was probably meant.
 
     That is a file of another experiment's tree (results/demo/table1.csv under the paper's config), an artifact that is
-    not declared, and a run whose name is not canonical.
+    not declared or is meant by its bare name, and a run whose name is not canonical. targets: words that may be targets
+    or values of options; named: words that are targets for certain.
     """
+    for target in named:
+        meant = _meant(experiment, target) if "/" not in target and target not in RULES else None
+        if meant:
+            raise UserError(f"nothing makes '{target}' (did you mean '{meant}'?)")
     root = Path(experiment.results_dir)
     for target in map(Path, targets):
         if root in target.parents:
@@ -81,9 +92,18 @@ def _check_target(experiment: Experiment, place: Path, target: Path) -> None:
     elif len(place.parts) == 1 and place.suffix:
         files = [Path(file).name for name in experiment.artifacts for file in artifact_files(experiment, name)]
         if place.name not in [*files, "results.csv"]:
-            raise UserError(f"no artifact makes '{target}'{nearest(place.name, files)}")
+            meant = [f"{experiment.results_dir}/{file}" for file in files]
+            raise UserError(f"no artifact makes '{target}'{nearest(str(target), meant)}")
     elif _owner(target):
         raise UserError(f"'{target}' is not in this experiment's results ('{experiment.results_dir}'){_owner(target)}")
+    elif len(place.parts) == 1 and (meant := _meant(experiment, place.name)):
+        raise UserError(f"no artifact makes '{target}' (did you mean '{meant}'?)")
+
+
+def _meant(experiment: Experiment, name: str) -> str | None:
+    """Return the first file of the artifact that a name without a folder or a suffix is, or is close to."""
+    close = difflib.get_close_matches(name.partition(".")[0], experiment.artifacts, n=1)
+    return artifact_files(experiment, close[0])[0] if close else None
 
 
 def canonical(experiment: Experiment, text: str) -> Lineage:

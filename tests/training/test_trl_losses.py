@@ -18,6 +18,7 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM
 from trl_room import PARAMS, recipe
 
+from trialign import methods
 from trialign.training import trl
 from trialign.training.trl import Split, build_trainer, read_rows
 
@@ -233,9 +234,9 @@ def test_packed_rows_hold_every_token_once_in_rows_of_one_length(models, tmp_pat
     mask = [[0, *(rng.randrange(2) for _ in row[1:])] for row in ids]
     columns = {"input_ids": pa.array(ids, pa.list_(pa.int32())), "loss_mask": pa.array(mask, pa.list_(pa.int8()))}
     pq.write_table(pa.table({"prompt_id": list(map(str, range(40))), **columns}), tmp_path / "train.parquet")
-    packing = recipe("sft", view="conversation", packing=16)
-    rows = trl._packed(read_rows(tmp_path / "train.parquet", packing), packing)
-    assert {len(row["input_ids"]) for row in list(rows)[:-1]} == {16}
+    packing = recipe("sft", view="conversation", packing=16, batch=64)  # more than there are: none is left out
+    rows, left_out = trl._packed(read_rows(tmp_path / "train.parquet", packing), packing)
+    assert {len(row["input_ids"]) for row in list(rows)[:-1]} == {16} and left_out == 0
     flat = [pair for row in rows for pair in zip(row["input_ids"], row["labels"], strict=True)]
     read = [pair for row, keep in zip(ids, mask, strict=True) for pair in zip(row, keep, strict=True)]
     want = [(token, token if kept else -100) for token, kept in read]
@@ -244,3 +245,8 @@ def test_packed_rows_hold_every_token_once_in_rows_of_one_length(models, tmp_pat
     whole = [tuple(token for token, _ in flat[i:j]) for i, j in itertools.pairwise([*starts, len(flat)])]
     assert sorted(whole) == sorted(map(tuple, ids)), "a conversation's tokens follow one another"
     assert whole != list(map(tuple, ids)), "conversations are shuffled before they are packed"
+    smaller = recipe("sft", view="conversation", packing=16, batch=10)
+    filled, left_out = trl._packed(read_rows(tmp_path / "train.parquet", smaller), smaller)
+    assert len(filled) == len(rows) // 10 * 10 and left_out == len(rows) % 10 > 0, "only whole batches can be split"
+    assert list(filled) == list(rows)[: len(filled)]
+    assert trl.split_batch(smaller, methods.get("sft"), 2, len(filled)) == (2, 5, 1)

@@ -75,7 +75,7 @@ def test_the_documented_targets_resolve(profile: str, target: str) -> None:
         (["results/demo/table3.csv"], "'results/demo/table3.csv' is not in this experiment's results ('results'): if you mean experiment 'demo', add --profile profiles/demo"),
         (["--config", "seeds=none", "--", "all"], "config: seeds: 'none' is not allowed"),
         (["results/runs/mistral+sft+dpo/seed42/model"], "'mistral+sft+dpo' is not the canonical name of this run: ask for 'mistral+sft+dpo@beta=0.1'"),
-        (["results/tabel1.csv"], "no artifact makes 'results/tabel1.csv' (did you mean 'table1.csv'?)"),
+        (["results/tabel1.csv"], "no artifact makes 'results/tabel1.csv' (did you mean 'results/table1.csv'?)"),
         (["results/runs/mistral+sft+dpoo@beta=0.1/seed42/model"], "there is no stage 'dpoo' (did you mean 'dpo'?)"),
     ],
 )  # fmt: skip

@@ -30,6 +30,7 @@ def load_experiment():
     study.check_targets(
         loaded,
         [word for option, word in pairs if option not in ("--report", "--configfile")],
+        sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else (),
     )
     return loaded
 

@@ -75,7 +75,8 @@ def train(step: Step[TrainRecipe]) -> dict[str, Any]:
 def train_here(step: Step[TrainRecipe]) -> dict[str, Any]:
     """Train one stage. Inputs: `parent` (a model folder), `tokens` (a tokens folder).
 
-    Writes `model/` (fp32 weights, the parent's tokenizer) and `log.jsonl` (the trainer's log) and returns facts.
+    Writes `model/` (weights in `training.published_dtype`, the parent's tokenizer) and `log.jsonl` (the trainer's log)
+    and returns facts.
     Resumes from the newest checkpoint in `step.scratch`. A run that diverges ends with `model/diverged.json` in place
     of weights. UserError if the method cannot read the view, if the parent diverged, or if the batch cannot be split
     over the processes as it would have to be. Again: out of the job's time, or out of GPU memory, which the next start
@@ -88,7 +89,7 @@ def train_here(step: Step[TrainRecipe]) -> dict[str, Any]:
     method = methods.get(recipe.method)
     _check(recipe, method)
     rows = {split: read_rows(step.input("tokens") / f"{split}.parquet", recipe) for split in ("train", "eval")}
-    rows["train"] = _packed(rows["train"], recipe)
+    rows["train"], left_out = _packed(rows["train"], recipe)
     split = split_batch(recipe, method, step.processes * step.nodes, len(rows["train"]), _smaller(step.scratch))
     trainer = build_trainer(recipe, parent, rows, step.scratch, split)
     tokens_per_epoch = _tokens(rows["train"])
@@ -113,6 +114,7 @@ def train_here(step: Step[TrainRecipe]) -> dict[str, Any]:
         "nodes": step.nodes,
         "attention": trainer.model.config._attn_implementation,
         "rows": {name: len(each) for name, each in rows.items()},
+        "left_out": left_out,
         "last_batch": len(rows["train"]) % recipe.training.batch or recipe.training.batch,
         "steps": trainer.state.global_step,
         "tokens": round(tokens_per_epoch * trainer.state.epoch),
@@ -183,10 +185,12 @@ def _out_of_memory(error: Exception, method: Method, split: Split, scratch: Path
     """Return what to raise where a GPU was too small: half the micro-batch next time, where the loss stays the same."""
     what = f"out of GPU memory with {split.micro_batch} prompts at a time on {split.processes} device(s)"
     if method.micro_batch_is_global or split.micro_batch == 1:
+        whole = method.micro_batch_is_global
+        more = "larger GPUs" if whole else "more GPUs (resources.train.gpus, .nodes) or larger ones"
         return UserError(
-            f"{what} ({str(error).splitlines()[0]}): take more GPUs (resources.train.gpus, .nodes) or larger ones, "
-            "training.gradient_checkpointing: true, or a smaller max_length of the data"
-            + (f"; TRL's loss of {method.name} needs its batch whole" if method.micro_batch_is_global else "")
+            f"{what} ({str(error).splitlines()[0]}): take {more}, training.gradient_checkpointing: true, or a smaller "
+            "max_length of the data"
+            + (f"; TRL's loss of {method.name} needs its batch whole on one GPU, more do not help" if whole else "")
         )
     (scratch / _MICRO_BATCH).write_text(str(split.micro_batch // 2))
     return Again(f"{what}; goes on with {split.micro_batch // 2}")
@@ -376,14 +380,21 @@ def _fed(stock: type[Trainer], scratch: Path) -> type[Trainer]:
     return Fed
 
 
-def _packed(rows: datasets.Dataset, recipe: TrainRecipe) -> datasets.Dataset:
-    """Return conversations in rows of `training.packing` tokens, by TRL; as they are where the recipe packs nothing."""
+def _packed(rows: datasets.Dataset, recipe: TrainRecipe) -> tuple[datasets.Dataset, int]:
+    """Return conversations in rows of `training.packing` tokens, by TRL, and how many of these rows are left out.
+
+    Rows that do not fill a last batch, which could not be split over devices as the others are, are left out: they are
+    the end of a shuffled order. How many there will be, no config can know. Where the recipe packs nothing, all rows
+    stay as they are.
+    """
     if recipe.training.packing is None:
-        return rows
+        return rows, 0
     from trl.data_utils import pack_dataset
 
     shuffled = datasets.Dataset(rows.data).shuffle(seed=recipe.seed)  # else neighbours in the file stay neighbours
-    return _Tokenised(pack_dataset(shuffled, recipe.training.packing, "wrapped").data)
+    packed = pack_dataset(shuffled, recipe.training.packing, "wrapped")
+    left_out = len(packed) % recipe.training.batch if len(packed) > recipe.training.batch else 0
+    return _Tokenised(packed.data.slice(0, len(packed) - left_out)), left_out
 
 
 class _Tokenised(datasets.Dataset):

@@ -8,6 +8,7 @@ check reads this module: it imports the harness only where it must.
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,22 @@ def locate(include: str) -> Path:
     there = [include.removesuffix(name) + file.relative_to(root).as_posix() for file in files]
     where = "is none of trialign's task files" if root == OURS else "is no task file of lm_eval/tasks"
     raise UserError(f"'{include}' {where}{nearest(include, there)}")
+
+
+def metrics(path: Path) -> tuple[str, ...]:
+    """Return the metrics that a task file, or what it is built on, lists by name; none where that cannot be told.
+
+    Without the harness's reader, which takes seconds to import: the lines alone are read.
+    """
+    text = path.read_text(encoding="utf-8")
+    if listed := re.findall(r"""^\s*-\s*\{?["']?metric["']?\s*:\s*([^\s,}]+)""", text, flags=re.MULTILINE):
+        named = tuple(name.strip("\"'") for name in listed)
+        return named if all(re.fullmatch(r"\w+", name) for name in named) else ()
+    for key, folder in (("include", path.parent), ("harness", HARNESS)):
+        built_on = re.search(rf"""^["']?{key}["']?\s*:\s*(\S+)\s*$""", text, flags=re.MULTILINE)
+        if built_on and (file := folder / built_on[1].strip("\"'")).is_file():
+            return metrics(file)
+    return ()
 
 
 def definition(path: Path) -> dict[str, Any]:

@@ -45,8 +45,8 @@ from trialign.settings import (
 MTBENCH = "mtbench"
 # the rules, which are targets without a folder
 RULES = (
-    "all", "answer", "evaluate", "fetch", "figure", "import_model", "judge", "overlap", "prepare", "pretrain",
-    "results", "table", "tokenizer", "tokens", "train", "world",
+    "all", "answer", "downloads", "evaluate", "fetch", "figure", "import_model", "judge", "overlap", "prepare",
+    "pretrain", "results", "table", "tokenizer", "tokens", "train", "world",
 )  # fmt: skip
 SHARES = ("acc", "acc_norm", "exact_match", "f1")  # the harness's metrics that tables show in percent
 S = TypeVar("S", bound=Settings)

@@ -26,7 +26,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Return a function that puts this process into a job with so much time left, as squeue prints it."""
 
     def inside(left: str) -> None:
-        (tmp_path / "squeue").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\necho {left}\n')
+        (tmp_path / "squeue").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\necho "42|{left}"\n')
         (tmp_path / "squeue").chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
         monkeypatch.setenv("SLURM_JOB_ID", "42")

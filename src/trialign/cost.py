@@ -58,7 +58,8 @@ class Known:
     """What is known of a step's inputs and of where it runs.
 
     shape: of the base model; None: unknown. weight_bytes: of the model that it reads, a parameter. rows: of its data.
-    download_mb: of a source. correction: measured over estimated time of such steps; `runs` of them were measured.
+    download_mb: of a source. gpus: of all nodes. correction: measured over estimated time of such steps; `runs` of them
+    were measured.
     """
 
     hardware: Hardware
@@ -68,6 +69,7 @@ class Known:
     rows: Rows | None = None
     download_mb: int = 0
     gpus: int = 0
+    nodes: int = 1
     threads: int = 1
     correction: float = 1.0
     runs: int = 0
@@ -77,9 +79,9 @@ class Known:
 class Estimate:
     """What a step takes.
 
-    seconds: of wall time; gpus: how many are busy for it; gpu_mb: memory of each; mem_mb: of the host; disk_mb: what it
-    leaves; scratch_mb: what it holds besides while it runs; flops; tokens: that the model reads or writes; tokens_in,
-    tokens_out: of the judge's endpoint.
+    seconds: of wall time; gpus: how many are busy for it; gpu_mb: memory of each; mem_mb: of each host; disk_mb: what
+    it leaves; scratch_mb: what it holds besides while it runs; flops; tokens: that the model reads or writes;
+    tokens_in, tokens_out: of the judge's endpoint.
     """
 
     seconds: float
@@ -164,7 +166,8 @@ def _train(recipe: recipes.TrainRecipe, known: Known, shape: Shape) -> Estimate:
     )
     reference = methods.get(recipe.method).needs_reference
     on_device = train_memory_mb(recipe, shape, rows.longest, max(1, known.gpus))
-    host = HOST_MB + weights * (2.2 if reference else 1.2)
+    processes = max(1, known.gpus // known.nodes)  # of a host: each reads the whole model before it is sharded
+    host = processes * (HOST_MB + weights * (2.2 if reference else 1.2))
     disk = known.hardware.read_mb_s  # at the end the model is written, and read again for its hashes
     return Estimate(
         seconds=_start(known, shape) + flops / _rate(known, "train", recipe.training.precision) + 2 * saved / disk,

@@ -219,7 +219,8 @@ def _known(experiment: Experiment, rule: str, values: Mapping[str, str], *, seen
     if rule == "train" and lineage.last:
         data = experiment.preset(lineage.last).data
         gpus = study.train_gpus(experiment, lineage)
-        return replace(known, gpus=gpus, rows=_rows(experiment, lineage.base, data, seen=seen))
+        nodes = study.train_nodes(experiment, lineage)
+        return replace(known, gpus=gpus, nodes=nodes, rows=_rows(experiment, lineage.base, data, seen=seen))
     return known
 
 

@@ -103,12 +103,11 @@ def exit_code(job: str) -> str:
 def state(job: str) -> str | None:
     """Return the state of any user's job; None for a job that SLURM does not know any more. Silent: no answer."""
     try:
-        told = ask("squeue", "--states=all", "--noheader", "--job", job, "--format=%T")
+        return _told_of(job, "%T", "--states=all")
     except Silent as error:
         if _UNKNOWN_JOB in str(error):
             return None
         raise
-    return told.split()[0] if told.split() else None
 
 
 def seconds_left() -> float | None:
@@ -117,10 +116,19 @@ def seconds_left() -> float | None:
     if job is None:
         return None
     try:
-        told = ask("squeue", "--noheader", "--job", job, "--format=%L").split()
+        return duration(_told_of(job, "%L") or "")
     except Silent:
         return None
-    return duration(told[0]) if told else None
+
+
+def _told_of(job: str, column: str, *options: str) -> str | None:
+    """Return a column of squeue for one job; None if it has no row.
+
+    The last task of an array has the array's own number: asked for that, squeue lists all the tasks.
+    """
+    told = ask("squeue", "--array", "--noheader", "--job", job, f"--format=%A|{column}", *options)
+    rows = (line.partition("|") for line in told.splitlines())
+    return next((value.strip() for number, _, value in rows if number.strip() == job), None)
 
 
 def duration(text: str) -> float | None:

@@ -39,7 +39,7 @@ def make_step(tmp_path: Path) -> Callable[..., Step[Any]]:
 @pytest.fixture
 def one_second_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put this process into a SLURM job of which one second is left whenever squeue is asked."""
-    (tmp_path / "squeue").write_text("#!/bin/sh\necho 0:01\n")
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho '42|0:01'\n")
     (tmp_path / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "42")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import Cluster
-from trialign import lease
+from trialign import lease, slurm
 from trialign.errors import Again, UserError
 
 
@@ -67,3 +67,25 @@ def test_a_holder_of_which_nobody_can_tell_is_left_alone(
         plain.start_controller()
         plain.run("scancel", job)
     assert (other / lease.LEASE).exists()
+
+
+def test_the_last_task_of_an_array_is_told_from_the_others(plain: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the number of the whole array, for which squeue lists all tasks."""
+    monkeypatch.setattr(os, "environ", os.environ | plain.env)
+    array = plain.run(
+        "sbatch", "--parsable", "--array=1-3", "-t5", "-o", "/dev/null", "--wrap", "sleep 300"
+    ).strip()  # fmt: skip
+    while plain.jobs("%F", "%T").count([array, "RUNNING"]) < 3:
+        time.sleep(0.1)
+    numbers = {number: task for number, task, of in plain.jobs("%A", "%i", "%F") if of == array}
+    assert array in numbers
+    for minutes, number in enumerate(sorted(numbers), start=10):
+        plain.run("scontrol", "update", f"jobid={numbers[number]}", f"timelimit={minutes}")
+    for minutes, number in enumerate(sorted(numbers), start=10):
+        monkeypatch.setenv("SLURM_JOB_ID", number)
+        assert 60 * (minutes - 1) < slurm.seconds_left() <= 60 * minutes
+    plain.run("scancel", numbers[array])
+    while slurm.state(array) not in (None, "CANCELLED"):
+        time.sleep(0.1)
+    assert all(slurm.state(number) == "RUNNING" for number in numbers if number != array)
+    plain.run("scancel", array)

@@ -19,7 +19,7 @@ def test_the_last_checkpoint_is_written_before_the_job_ends(monkeypatch, tmp_pat
     now = [1000.0]
     monkeypatch.setattr(deadline.time, "monotonic", lambda: now[0])
     assert callbacks.time is deadline.time
-    (tmp_path / "squeue").write_text("#!/bin/sh\necho 5:00\n")
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho '42|5:00'\n")
     (tmp_path / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "42")

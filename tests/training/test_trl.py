@@ -323,7 +323,7 @@ def test_a_run_killed_twice_resumes_to_bitwise_the_same_weights(method, models, 
 def squeue_says(folder: Path, left: str, monkeypatch) -> None:
     """Stand in for SLURM's own word on the time that this process's job has left."""
     folder.mkdir()
-    (folder / "squeue").write_text(f"#!/bin/sh\necho {left}\n")
+    (folder / "squeue").write_text(f"#!/bin/sh\necho '1|{left}'\n")
     (folder / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "1")

@@ -539,7 +539,7 @@ def _submit(place: Place, gpus: int, script: str) -> str:
 def _follow(job: str, wait: float) -> slurm.Job:
     """Return the job once it has ended; one that does not start in time, or never will, is cancelled."""
     deadline, over = time.monotonic() + wait, False
-    unknown = slurm.Job(job, "UNKNOWN", "", "", "")
+    unknown = slurm.Job(job, "UNKNOWN", "", "", "", "")
     while True:
         found = slurm.queued().get(job, unknown)
         if found.state in slurm.WAITING:

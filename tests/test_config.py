@@ -502,7 +502,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"resources__train": {"gpus": 2, "nodes": 3}},
-        "128 does not divide into micro-batches of 1 on 6 GPUs (resources.train: gpus x nodes)",
+        "128 does not divide into micro-batches of 8 on 6 GPUs (resources.train: gpus x nodes)",
     ),
     (
         {"resources__train": {"gpus": 0, "nodes": 2}},

@@ -37,7 +37,7 @@ def load_experiment():
 
 if workflow.is_main_process:
     for line in controller.clear_dead_locks():
-        print(f"trialign: {line}", file=sys.stderr)
+        print(f"note: {line}", file=sys.stderr)
 
 experiment = checked(load_experiment)
 stamp = study.stamp

@@ -13,6 +13,7 @@ import pytest
 # a result's bits depend on the number of threads: this process and those it starts take one, as the demo's jobs do
 os.environ["OMP_NUM_THREADS"] = "1"
 
+SWITCHED_OFF = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HOME")
 REPOSITORY = Path(__file__).parents[1]
 TEST_CONFIG = ["--workflow-profile", "none", "--configfile", "config/demo.yaml", "config/test.yaml"]
 
@@ -20,6 +21,8 @@ TEST_CONFIG = ["--workflow-profile", "none", "--configfile", "config/demo.yaml",
 def command(*arguments: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
     """Run a command of this environment in the repository; its output and errors together in `stdout`."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for name in SWITCHED_OFF:  # by a step that ran in this process, in a fixture of a whole module
+        environment.pop(name, None)
     return subprocess.run(
         arguments, cwd=REPOSITORY, env=environment, timeout=timeout, text=True, check=False,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import random
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -60,9 +61,14 @@ def training_process(step: Step[TrainRecipe]) -> BaseProcess:
     """Start a step's training in a process of its own, forked from one that has imported the trainers."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload([trl.__name__])
-    process = server.Process(target=trl.train, args=(step,))
+    process = server.Process(target=_train, args=(step, dict(os.environ)))
     process.start()
     return process
+
+
+def _train(step: Step[TrainRecipe], environment: dict[str, str]) -> None:
+    os.environ.update(environment)  # the server has that of its own start
+    trl.train(step)
 
 
 def assert_same_run(one: Step[TrainRecipe], other: Step[TrainRecipe]) -> None:

@@ -156,7 +156,7 @@ def test_a_disk_that_is_too_small_is_said_and_the_check_can_be_passed(
 
 def test_several_nodes_are_a_clusters(paper: config.Experiment, no_gpu: Path) -> None:
     add_gpus(no_gpu, 1_000_000, 1_000_000)
-    task = Task("train", TRAIN.wildcards, {"gpu": 2, "nodes": 2})
+    task = Task("train", {**TRAIN.wildcards, "lineage": "mistral+sft+dpo@beta=0.1"}, {"gpu": 2, "nodes": 2})
     with pytest.raises(UserError, match=r"nodes: 1 trainings ask for 2 each, .*\(or resources.train.nodes: 1\)"):
         preflight.check(paper, [task], local=True)
     preflight.check(paper, [task], local=False)

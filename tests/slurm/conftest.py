@@ -70,6 +70,7 @@ class Workflow:
         controller = subprocess.Popen(
             [*self.command(executor, partition), *options],
             cwd=self.folder, env=self.env, stdout=log, stderr=log, text=True, start_new_session=True,
+            preexec_fn=_listen_to_interrupts,  # noqa: PLW1509 no threads are at work here
         )  # fmt: skip
         self.controllers.append(controller)
         return controller
@@ -109,6 +110,11 @@ class Workflow:
                 controller.wait()
         if left := self.jobs("pending,running,suspended"):
             self.cluster.run("scancel", *left, check=False)
+
+
+def _listen_to_interrupts() -> None:
+    """Undo what a shell does to its background jobs, and so to tests that run in one: it lets them ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture

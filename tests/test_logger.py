@@ -69,5 +69,6 @@ def test_a_killed_job_shows_its_run_the_last_lines_of_its_log_and_how_to_repeat_
     assert "✗ failed: world" in printed
     assert f"last lines of {log}:\n    drawing the facts\n    writing the texts\n" in printed
     assert f"repeat it alone: sh {log.with_suffix('.sh')}" in printed
+    assert printed.rstrip().endswith(f"failed in the end (what depends on them was not run):\n  world: {log}")
     again = command("sh", str(log.with_suffix(".sh")))
     assert again.returncode == 0 and (tmp_path / "data/world").exists(), again.stdout

@@ -16,6 +16,8 @@ replaced, and each change has its reason here (docs/slurm.md tells users the sam
   together form an array, of no more tasks than the kernel takes: all their commands travel in one argument.
 - A job of several nodes with GPUs got them unevenly (3 + 1 of 4 on 2 nodes), and its step was refused, which asked for
   all of them on one node: as many on each node, and the step is told of its own node's alone.
+- A failed job was submitted again at once: a disk that is full for a minute cost short steps all their attempts. Each
+  further start is put off twice as long as the one before, by SLURM's own --begin.
 - The account was checked by a call of sacctmgr for every job, and guessed wrongly where there was none: taken as given.
 - Ctrl-C cancelled what was followed at that moment, not what was being submitted: cancelled by name as well, in chunks.
 """
@@ -63,6 +65,10 @@ class ExecutorSettings(SlurmSettings):
         default="squeue",
         metadata={"help": "Kept for the plugin underneath; states come from squeue, then sacct.", "env_var": False},
     )
+    retry_seconds: int = field(
+        default=60,
+        metadata={"help": "How long a failed job is put off (s); twice as long after each further failure."},
+    )
 
 
 class Verdict(Enum):
@@ -96,6 +102,8 @@ class Executor(SlurmExecutor):
             settings.efficiency_report = False
         self._losses: Counter[str] = Counter()
         self._after: dict[str, str] = {}  # output -> the job that has to end before its next start
+        self._failures: Counter[str] = Counter()
+        self._put_off: dict[str, int] = {}  # output -> the seconds until its next start
         self._followed: set[str] = set()
         self._looked_for_orphans = False
         self._warned: set[tuple[str, str]] = set()
@@ -145,7 +153,8 @@ class Executor(SlurmExecutor):
         """Group jobs of one rule that ask for the same resources; what cannot be a task of an array comes alone."""
         groups: dict[Any, list[JobExecutorInterface]] = {}
         for job in jobs:
-            in_array = not job.is_group() and self.array_jobs & {"all", job.name} and _output(job) not in self._after
+            own_start = _output(job) in self._after or _output(job) in self._put_off
+            in_array = not job.is_group() and self.array_jobs & {"all", job.name} and not own_start
             asked = sorted((name, str(value)) for name, value in job.resources.items() if name not in _OURS)
             groups.setdefault((job.name, tuple(asked)) if in_array else id(job), []).append(job)
         for group in groups.values():
@@ -168,12 +177,14 @@ class Executor(SlurmExecutor):
         yield f" -A {shlex.quote(str(account))}" if account else ""
 
     def get_partition_arg(self, job: JobExecutorInterface) -> str:
-        """Return the partition's argument, that of the job to come after, and that of GPUs on each of several nodes."""
+        """Return the partition's argument, those of when it may start, and that of GPUs on each of several nodes."""
         after, each = self._after.pop(_output(job), None), _gpus_on_each_node(job)
+        seconds = self._put_off.pop(_output(job), 0)
         model = job.resources.get("gpu_model")
         return (
             super().get_partition_arg(job)
             + (f" --dependency=afterany:{after}" if after else "")
+            + (f" --begin=now+{seconds}" if seconds else "")
             + (f" --gpus-per-node={f'{shlex.quote(model)}:' if model else ''}{each}" if each else "")
         )
 
@@ -255,6 +266,8 @@ class Executor(SlurmExecutor):
             again = {"reason": f"SLURM ended it: {found.state}"}
         if again is None:
             ledger.forget(output)
+            self._put_off[output] = self.workflow.executor_settings.retry_seconds << self._failures[output]
+            self._failures[output] += 1
             log = info.aux.get("slurm_logfile")
             message = f"SLURM job {info.external_jobid}: {_why(info, found)}. "
             self.report_job_error(info, msg=message, aux_logs=[str(log)] if log else [])

@@ -3,7 +3,7 @@
 snakemake-logger-plugin-rich with three things of ours: how many jobs of how many and the time left in its live
 display, a line for each finished job where the output is no terminal (continuous integration, a log file), and of a
 failed job the last lines of its log and the command that repeats it alone, however it ended (a killed process says
-nothing itself).
+nothing itself). A run that gives up ends with the jobs that failed for good.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class LogHandler(RichHandler):
         """Add the columns to the live display."""
         super().__post_init__()
         self.clock = Clock()
+        self.failures: dict[int, int] = {}  # job -> how often it failed since it last succeeded
         self.plain = Console(stderr=True)
         self.progress.columns = (*self.progress.columns[:-2], MofNCompleteColumn(), TimeLeft(self.clock))
 
@@ -44,13 +45,30 @@ class LogHandler(RichHandler):
         elif event == LogEvent.JOB_INFO:
             self.clock.start(record.jobid, record.rule_name)
         elif event == LogEvent.JOB_ERROR:
+            self.failures[record.jobid] = self.failures.get(record.jobid, 0) + 1
             self._failed(record.jobid)
             return
         super().emit(record)
         if event == LogEvent.JOB_FINISHED:
+            self.failures.pop(record.job_id, None)
             self.clock.finish(record.job_id)
             if not self.plain.is_terminal:
                 self._line(record.job_id)
+
+    def close(self) -> None:
+        """Say what failed for good: in a run of days it is far above."""
+        lines = [f"  {self._described(job)}{self._logged(job)}" for job in self.failures]
+        if lines:
+            text = "\n".join(["failed in the end (what depends on them was not run):", *lines])
+            self.plain.print(text, highlight=False, soft_wrap=True, markup=False)
+        self.failures = {}
+        super().close()
+
+    def _logged(self, job: int) -> str:
+        """Return how often a job failed, and its logs."""
+        times = self.failures[job]
+        logs = ", ".join(map(str, self.event_handler.jobs_info.get(job, {}).get("log") or ()))
+        return (f", {times} times" if times > 1 else "") + (f": {logs}" if logs else "")
 
     def _failed(self, job: int) -> None:
         texts = [f"✗ failed: {self._described(job)}"]

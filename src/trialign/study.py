@@ -287,12 +287,10 @@ def _asked(experiment: Experiment) -> dict[str, set[str]]:
     return asked
 
 
-def questions(experiment: Experiment) -> str:
-    """Return the source of the judged questions; UserError where no benchmark is judged."""
-    for item in experiment.benchmarks.values():
-        if isinstance(item, JudgedBenchmark):
-            return item.source
-    raise UserError("config: benchmarks: none is judged (kind: judged), so there are no questions to answer")
+def question_sources(experiment: Experiment) -> list[str]:
+    """Return the source of the judged questions, alone in a list; an empty one where no benchmark is judged."""
+    judged = [item.source for item in experiment.benchmarks.values() if isinstance(item, JudgedBenchmark)]
+    return judged[:1]
 
 
 # --- recipes ----------------------------------------------------------------------------------------------------------
@@ -472,7 +470,9 @@ def evaluate_recipe(experiment: Experiment, lineage: Lineage, suite: str) -> rec
 
 
 def answer_recipe(experiment: Experiment, lineage: Lineage, seed: int) -> recipes.AnswerRecipe:
-    """Return the recipe of a lineage's answers."""
+    """Return the recipe of a lineage's answers; UserError where no benchmark is judged."""
+    if not question_sources(experiment):
+        raise UserError("config: benchmarks: none is judged (kind: judged), so there are no questions to answer")
     return recipes.AnswerRecipe(answers=experiment.answers, bos=experiment.models[lineage.base].bos, seed=seed)
 
 

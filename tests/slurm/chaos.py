@@ -180,10 +180,12 @@ class Chaos:
                 yield Victim(job, node, partition, *steps[job])
 
     def _hurry(self) -> None:
-        """Let requeued jobs start at once: SLURM keeps them for two minutes."""
-        for job, reason, folder in self.study.cluster.jobs("%A", "%r", "%Z", states="pending"):
-            if reason == "BeginTime" and folder == str(self.study.folder):
-                self.study.cluster.run("scontrol", "update", f"jobid={job}", "starttime=now", check=False)
+        """Let requeued jobs start at once: SLURM keeps them for two minutes. Those that we put off are left alone."""
+        cluster = self.study.cluster
+        for job, reason, folder in cluster.jobs("%A", "%r", "%Z", states="pending"):
+            mine = reason == "BeginTime" and folder == str(self.study.folder)
+            if mine and " Restarts=0 " not in cluster.run("scontrol", "show", "job", job, check=False):
+                cluster.run("scontrol", "update", f"jobid={job}", "starttime=now", check=False)
 
     def _say(self, name: str, victim: Victim | None) -> None:
         self.log.append(f"{time.strftime('%H:%M:%S')} {name} {victim or ''}")
@@ -232,7 +234,7 @@ def survive(
         found = artifacts(results)
         assert found == quiet and len(quiet) > 8, (sorted(quiet), sorted(found))
         assert not list((results / ".work").iterdir()), "a finished study has no work left lying about"
-    assert chaos.done == events
+    assert chaos.done == events and "failed in the end" not in study.said()
     assert len(list(spied.iterdir())) > 20 and not overlaps(spied), overlaps(spied)
     assert not [row for row in cluster.jobs("%Z", states="pending,running") if str(study.folder) in row]
     return chaos

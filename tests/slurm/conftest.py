@@ -57,8 +57,9 @@ class Workflow:
 
     def command(self, executor: str, partition: str) -> list[str]:
         """Return the command of a controller, before its options."""
+        ours = ["--trialign-slurm-retry-seconds", "1"] if executor == "trialign-slurm" else []
         return [
-            SNAKEMAKE, "--executor", executor, "--jobs", "50", "--keep-going",
+            SNAKEMAKE, "--executor", executor, *ours, "--jobs", "50", "--keep-going",
             "--default-resources", "slurm_account=lab", f"slurm_partition={partition}", "mem_mb=300", "runtime=5",
             "--rerun-incomplete", "--latency-wait", "5", f"--{executor}-init-seconds-before-status-checks", "1",
             f"--{executor}-keep-successful-logs",

@@ -48,6 +48,7 @@ class Study(Workflow):
         return [
             SNAKEMAKE, "--profile", "slurm", "--configfile", *self.configs, "--config", f"results_dir={self.results}",
             f"--{executor}-init-seconds-before-status-checks", "1", "--latency-wait", "10",
+            f"--{executor}-retry-seconds", "4",
             "--max-jobs-per-timespan", "100/1s",
         ]  # fmt: skip
 

@@ -222,6 +222,15 @@ def test_arrays_keep_to_what_the_kernel_takes_as_one_argument(plain: Cluster, wo
     assert len(arrays) > 1
 
 
+def test_a_failed_job_is_put_off_longer_each_time(plain: Cluster, workflow: Make) -> None:
+    """What fails for a while, as on a full disk, must not cost a short step all its attempts."""
+    rules = steps(["a"], body="exit 7").replace("echo $SLURM_JOB_ID", "date +%s").replace("= 1 ]", "-lt 3 ]")
+    flow = workflow(plain, rules)
+    assert flow.finish(flow.start("--retries", "2", "--trialign-slurm-retry-seconds", "3")) == 0
+    first, second, third = map(int, (flow.folder / "starts/a").read_text().split())
+    assert second - first >= 3 and third - second >= 6
+
+
 def test_a_failed_job_says_how_it_ended(plain: Cluster, workflow: Make) -> None:
     flow = workflow(plain, steps(["a"], body="exit 7"))
     assert flow.finish(flow.start("--retries", "0")) != 0

@@ -1,13 +1,19 @@
 # Helpers for the rules. Nothing here decides what the study needs: trialign.study does.
+import gc
 import inspect
 import re
 import sys
+from functools import cache
 from pathlib import Path
+
+from snakemake.common import overwrite_function_params
 
 from trialign import config as configuration
 from trialign import controller, known, lock, paths, preflight, study
 from trialign.errors import UserError
 
+# Jobs and files live until the end: looking through 10,000 of them for garbage again and again takes a tenth of -n.
+gc.set_threshold(200_000, 20, 100)
 paths.find_commands()
 ENVIRONMENT = "../../environment.yml"
 
@@ -41,11 +47,22 @@ if workflow.is_main_process:
 
 experiment = checked(load_experiment)
 stamp = study.stamp
+# What is the same for all jobs is no function: each costs a tenth of a millisecond a job. Lists, since a plain prefix of
+# the outputs would be taken for a hardcoded one.
+ROOT = [experiment.results_dir]
+QUESTIONS = [
+    study.source_path(experiment, source)
+    for source in study.question_sources(experiment)
+]
+QUESTIONS_INPUT = [
+    study.source_input(experiment, source)
+    for source in study.question_sources(experiment)
+]
 
 
 def signed(function):
-    """A function with its signature beside it: Snakemake asks for it at each call, 300,000 times for 10,000 jobs."""
-    function.__signature__ = inspect.signature(function)
+    """A function with its parameters beside it: Snakemake asks for them 300,000 times for 10,000 jobs."""
+    overwrite_function_params(function, inspect.signature(function).parameters)
     return function
 
 
@@ -63,17 +80,15 @@ def of_kind(*kinds):
     )
 
 
-def results_root(wildcards):
-    """The results tree: a function, since a plain prefix of the outputs would be taken for a hardcoded one."""
-    return experiment.results_dir
-
-
 def recipe(function, *names):
     """A params function: the canonical recipe that `function(experiment, *wildcards)` returns."""
 
-    def of(wildcards):
-        values = [convert(name, getattr(wildcards, name)) for name in names]
+    @cache
+    def canonical(*values):
         return checked(lambda: function(experiment, *values).canonical())
+
+    def of(wildcards):
+        return canonical(*(convert(name, getattr(wildcards, name)) for name in names))
 
     return signed(of)
 
@@ -110,14 +125,22 @@ def estimated(rule, name):
     return signed(of)
 
 
+@signed
 def train_gpus(wildcards):
     """The GPUs of a training, of all its nodes."""
     return study.train_gpus(experiment, convert("lineage", wildcards.lineage))
 
 
+@signed
 def train_nodes(wildcards):
     """The nodes of a training."""
     return study.train_nodes(experiment, convert("lineage", wildcards.lineage))
+
+
+@signed
+def train_processes(wildcards):
+    """The processes of a training on each of its nodes, one for each GPU."""
+    return max(1, train_gpus(wildcards) // train_nodes(wildcards))
 
 
 def tokenizer_source(model):
@@ -126,6 +149,7 @@ def tokenizer_source(model):
     return f"{kind}={study.source_path(experiment, source)}"
 
 
+@signed
 def base_of(wildcards):
     """The base model of the wildcard's lineage."""
     return experiment.lineage(wildcards.lineage).base
@@ -146,15 +170,23 @@ def path(pattern, **fixed):
     return signed(of)
 
 
+@signed
 def parent_model(wildcards):
     """The model folder of the parent lineage, same seed."""
     parent = convert("lineage", wildcards.lineage).parent
     return study.fill(experiment, paths.MODEL, lineage=parent, seed=wildcards.seed)
 
 
+@signed
 def stage_data(wildcards):
     """The name of the data set that the last stage reads."""
     return experiment.preset(convert("lineage", wildcards.lineage).last).data
+
+
+@signed
+def folder_of_record(wildcards, output):
+    """Where a step with a model publishes it and its record."""
+    return str(Path(output.record).parent)
 
 
 def named(inputs):
@@ -164,6 +196,7 @@ def named(inputs):
     ]
 
 
+@signed
 def suite_inputs(wildcards):
     """What must exist before a suite's data is there."""
     benchmarks = study.benchmarks_of(experiment, wildcards.suite, wildcards.lineage)
@@ -174,6 +207,7 @@ def suite_inputs(wildcards):
     )
 
 
+@signed
 def suite_data(wildcards):
     """The evaluation step's data inputs, as name=path."""
     return benchmark_data(

@@ -11,7 +11,7 @@ rule world:
         **asks("world"),
     params:
         recipe=recipe(study.world_recipe),
-        root=results_root,
+        root=ROOT,
     shell:
         "trialign step {params.recipe:q} --root {params.root:q} --output {output:q} --log {log:q}"
 
@@ -28,7 +28,7 @@ rule fetch:
         **asks("fetch"),
     params:
         recipe=recipe(study.fetch_recipe, "source"),
-        root=results_root,
+        root=ROOT,
     shell:
         "trialign step {params.recipe:q} --root {params.root:q} --output {output:q} --log {log:q}"
 
@@ -49,7 +49,7 @@ rule tokenizer:
         **asks("tokenizer"),
     params:
         recipe=recipe(study.tokenizer_recipe, "model"),
-        root=results_root,
+        root=ROOT,
         source=lambda wildcards: tokenizer_source(wildcards.model),
     shell:
         "trialign step {params.recipe:q} {params.source:q} --root {params.root:q} --output {output:q} --log {log:q}"
@@ -71,7 +71,7 @@ rule prepare:
         **asks("prepare"),
     params:
         recipe=recipe(study.data_recipe, "data"),
-        root=results_root,
+        root=ROOT,
         source=lambda wildcards: study.source_path(
             experiment, experiment.data[wildcards.data].source
         ),
@@ -95,7 +95,7 @@ rule overlap:
         **asks("overlap"),
     params:
         recipe=recipe(study.overlap_recipe, "data"),
-        root=results_root,
+        root=ROOT,
         benchmarks=benchmark_data(experiment.benchmarks),
     shell:
         "trialign step {params.recipe:q} data={input.data:q} {params.benchmarks:q}"
@@ -117,7 +117,7 @@ rule tokens:
         **asks("tokens"),
     params:
         recipe=recipe(study.tokens_recipe, "model", "data"),
-        root=results_root,
+        root=ROOT,
     shell:
         "trialign step {params.recipe:q} data={input.data:q} tokenizer={input.tokenizer:q}"
         " --root {params.root:q} --output {output:q} --log {log:q}"

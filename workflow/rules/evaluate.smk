@@ -18,7 +18,7 @@ rule evaluate:
         **asks("evaluate"),
     params:
         recipe=recipe(study.evaluate_recipe, "lineage", "suite"),
-        root=results_root,
+        root=ROOT,
         data=suite_data,
     shell:
         "trialign step {params.recipe:q} model={input.model:q} {params.data:q}"
@@ -30,9 +30,7 @@ rule evaluate:
 rule answer:
     input:
         model=paths.MODEL,
-        questions=lambda wildcards: study.source_input(
-            experiment, study.questions(experiment)
-        ),
+        questions=QUESTIONS_INPUT,
     output:
         f"{paths.ANSWERS}/run.json",
     log:
@@ -46,10 +44,8 @@ rule answer:
         **asks("answer"),
     params:
         recipe=recipe(study.answer_recipe, "lineage", "seed"),
-        root=results_root,
-        questions=lambda wildcards: study.source_path(
-            experiment, study.questions(experiment)
-        ),
+        root=ROOT,
+        questions=QUESTIONS,
         output=path(paths.ANSWERS),
     shell:
         "trialign step {params.recipe:q} model={input.model:q} questions={params.questions:q}"
@@ -59,9 +55,7 @@ rule answer:
 rule judge:
     input:
         answers=f"{paths.ANSWERS}/run.json",
-        questions=lambda wildcards: study.source_input(
-            experiment, study.questions(experiment)
-        ),
+        questions=QUESTIONS_INPUT,
     output:
         directory(paths.JUDGED),
     log:
@@ -75,11 +69,9 @@ rule judge:
         **asks("judge"),
     params:
         recipe=recipe(study.judge_recipe),
-        root=results_root,
+        root=ROOT,
         answers=path(paths.ANSWERS),
-        questions=lambda wildcards: study.source_path(
-            experiment, study.questions(experiment)
-        ),
+        questions=QUESTIONS,
     shell:
         "trialign step {params.recipe:q} answers={params.answers:q} questions={params.questions:q}"
         " --root {params.root:q} --output {output:q} --log {log:q}"

@@ -28,7 +28,7 @@ rule table:
         **asks("table"),
     params:
         recipe=recipe(study.artifact_recipe, "table"),
-        root=results_root,
+        root=ROOT,
         results=lambda wildcards, input: named(input),
         title=lambda wildcards: experiment.artifacts[wildcards.table].title,
         caption=lambda wildcards: experiment.artifacts[wildcards.table].caption,
@@ -67,7 +67,7 @@ rule figure:
         **asks("figure"),
     params:
         recipe=recipe(study.artifact_recipe, "figure"),
-        root=results_root,
+        root=ROOT,
         results=lambda wildcards, input: named(input),
         title=lambda wildcards: experiment.artifacts[wildcards.figure].title,
         caption=lambda wildcards: experiment.artifacts[wildcards.figure].caption,
@@ -96,7 +96,7 @@ rule results:
         **asks("results"),
     params:
         recipe=recipe(study.results_recipe),
-        root=results_root,
+        root=ROOT,
         results=lambda wildcards, input: [f"results={folder}" for folder in input],
         notice=experiment.notice,
     shell:

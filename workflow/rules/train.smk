@@ -25,11 +25,11 @@ rule pretrain:
         **asks("pretrain"),
     params:
         recipe=recipe(study.pretrain_recipe, "lineage", "seed"),
-        root=results_root,
+        root=ROOT,
         corpus=lambda wildcards: study.source_path(
             experiment, experiment.models[wildcards.lineage].corpus
         ),
-        output=lambda wildcards, output: str(Path(output.record).parent),
+        output=folder_of_record,
     shell:
         "trialign step {params.recipe:q} corpus={params.corpus:q} tokenizer={input.tokenizer:q}"
         " --root {params.root:q} --output {params.output:q} --log {log:q}"
@@ -55,11 +55,11 @@ rule import_model:
         **asks("import_model"),
     params:
         recipe=recipe(study.import_recipe),
-        root=results_root,
+        root=ROOT,
         source=lambda wildcards: study.source_path(
             experiment, IMPORTED[wildcards.lineage]
         ),
-        output=lambda wildcards, output: str(Path(output.record).parent),
+        output=folder_of_record,
     shell:
         "trialign step {params.recipe:q} model={params.source:q} tokenizer={input.tokenizer:q}"
         " --root {params.root:q} --output {params.output:q} --log {log:q}"
@@ -85,12 +85,10 @@ rule train:
         **(asks("train") | {"gpu": train_gpus, "nodes": train_nodes}),
     params:
         recipe=recipe(study.train_recipe, "lineage", "seed"),
-        root=results_root,
-        output=lambda wildcards, output: str(Path(output.record).parent),
+        root=ROOT,
+        output=folder_of_record,
         nodes=train_nodes,
-        processes=lambda wildcards: max(
-            1, train_gpus(wildcards) // train_nodes(wildcards)
-        ),
+        processes=train_processes,
     shell:
         "trialign step {params.recipe:q} parent={input.parent:q} tokens={input.tokens:q}"
         " --root {params.root:q} --output {params.output:q} --log {log:q}"

@@ -13,7 +13,10 @@ replaced, and each change has its reason here (docs/slurm.md tells users the sam
 - Jobs of a killed controller lived on beside their duplicates: they are found in the ledger and followed on; one that
   was being submitted at that moment, which no ledger has, is cancelled.
 - Array tasks all got the resources of the first and waited for the whole rule to be ready: alike jobs that are ready
-  together form an array, of no more tasks than the kernel takes: all their commands travel in one argument.
+  together form an array.
+- Each task of an array ran a Snakemake of the first task's job, which ran the task's own: a task that failed deleted
+  the first one's output, and one that was done waited for it. The script of an array of ours has a command for each
+  task, so that it runs its own and nothing else; nor do all commands have to fit into one argument of 128 KiB.
 - A job of several nodes with GPUs got them unevenly (3 + 1 of 4 on 2 nodes), and its step was refused, which asked for
   all of them on one node: as many on each node, and the step is told of its own node's alone.
 - A failed job was submitted again at once: a disk that is full for a minute cost short steps all their attempts. Each
@@ -27,7 +30,6 @@ import os
 import shlex
 import subprocess
 import time
-import zlib
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -38,6 +40,10 @@ from typing import Any, Optional
 from snakemake_executor_plugin_slurm import Executor as SlurmExecutor
 from snakemake_executor_plugin_slurm import ExecutorSettings as SlurmSettings
 from snakemake_executor_plugin_slurm import common_settings
+from snakemake_executor_plugin_slurm.submit_string import get_submit_command
+from snakemake_executor_plugin_slurm.utils import set_gres_string
+from snakemake_executor_plugin_slurm.validation import validate_or_get_slurm_job_id, validate_slurm_extra
+from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.jobs import JobExecutorInterface
 from snakemake_interface_executor_plugins.utils import format_cli_arg
@@ -49,8 +55,7 @@ __all__ = ["Executor", "ExecutorSettings", "common_settings"]
 LOST_LIMIT = 20  # how often a job may lose its node or be preempted before it counts as failed
 SUMMARY_SECONDS = 60.0
 CANCEL_CHUNK = 500
-# Bytes of the commands of an array, as the plugin packs them: Linux takes 128 KiB in one argument (MAX_ARG_STRLEN).
-ARRAY_BYTES = 90_000
+SCRIPT_BYTES = 3 << 20  # of an array's script: slurm.conf(5), max_script_size, is 4 MB where nobody set it
 # squeue(1), "JOB REASON CODES": what SLURM holds after a node could not start it.
 _HELD_BY_SLURM = ("launch failed requeued held", "launch_failed_requeued_held")
 # Resources that sbatch does not see: jobs that differ in them alone are alike.
@@ -95,7 +100,6 @@ class Executor(SlurmExecutor):
     def __post_init__(self, test_mode: bool = False) -> None:
         """Take the settings."""
         super().__post_init__(test_mode)
-        self.logger.addFilter(lambda record: "multiple different wildcard combinations" not in str(record.msg))
         settings = self.workflow.executor_settings
         if settings.efficiency_report and not slurm.has_accounting():
             self.logger.info("no efficiency report: it needs SLURM's accounting, which this cluster does not keep")
@@ -161,15 +165,52 @@ class Executor(SlurmExecutor):
             yield from self._arrays(group)
 
     def _arrays(self, group: list[JobExecutorInterface]) -> Iterator[list[JobExecutorInterface]]:
-        """Cut alike jobs into arrays that keep to the limits of tasks and of their commands' bytes."""
+        """Cut alike jobs into arrays that keep to the limits of tasks and of their script's bytes."""
         array, size = [], 0
         for job in group:
-            packed = 8 * len(zlib.compress(self.format_job_exec(job).encode())) // 3 if len(group) > 1 else 0
-            if array and (len(array) == self.max_array_size or size + packed > ARRAY_BYTES):
+            command = len(self.format_job_exec(job)) if len(group) > 1 else 0
+            if array and (len(array) == self.max_array_size or size + command > SCRIPT_BYTES):
                 yield array
                 array, size = [], 0
-            array, size = [*array, job], size + packed
+            array, size = [*array, job], size + command
         yield array
+
+    def run_array_jobs(self, jobs: list[JobExecutorInterface]) -> None:
+        """Submit alike jobs as one array."""
+        folder = self.slurm_logdir / f"rule_{jobs[0].name}"
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            number = self._sbatch(jobs, folder / "%A_%a.log")
+        except (OSError, subprocess.SubprocessError, WorkflowError) as error:
+            told = (getattr(error, "stderr", None) or str(error)).strip()
+            for job in jobs:
+                self._report_job_error_threadsafe(SubmittedJobInfo(job), f"sbatch refused its array: {told}")
+            return
+        for task, job in enumerate(jobs, start=1):
+            log = folder / f"{number}_{task}.log"
+            info = SubmittedJobInfo(job, external_jobid=f"{number}_{task}", aux={"slurm_logfile": log})
+            self._report_job_submission_threadsafe(info)
+        self.logger.info(f"{len(jobs)} jobs of rule {jobs[0].name} have been submitted as SLURM array {number}")
+
+    def _sbatch(self, jobs: list[JobExecutorInterface], log: Path) -> str:
+        """Submit an array of jobs that ask for the same, each task with a command of its own. Returns its number."""
+        for job in jobs:
+            validate_slurm_extra(job)
+        asked = {
+            "run_uuid": self.run_uuid,
+            "slurm_logfile": log,
+            "comment_str": f"rule_{jobs[0].name}",
+            "account": next(self.get_account_arg(jobs[0])),
+            "partition": self.get_partition_arg(jobs[0]),
+            "workdir": self.workflow.workdir_init,
+        }
+        call = get_submit_command(jobs[0], asked, settings=self.workflow.executor_settings) + set_gres_string(jobs[0])
+        cases = [f"{task})\n{self.format_job_exec(job)}\n;;" for task, job in enumerate(jobs, start=1)]
+        script = "\n".join(["#!/bin/sh", 'case "$SLURM_ARRAY_TASK_ID" in', *cases, "esac", ""])
+        done = subprocess.run(
+            f"{call} --array=1-{len(jobs)}", shell=True, input=script, text=True, capture_output=True, check=True
+        )
+        return validate_or_get_slurm_job_id(done.stdout.strip().split(";")[0], done.stdout)
 
     def get_account_arg(self, job: JobExecutorInterface) -> Iterator[str]:
         """Yield the account's argument: as it is given, for sbatch refuses a wrong one itself, and never guessed."""
@@ -203,9 +244,6 @@ class Executor(SlurmExecutor):
     def _report_job_submission_threadsafe(self, job_info: SubmittedJobInfo) -> None:
         job, number = job_info.job, job_info.external_jobid
         if not job.is_group():
-            array, _, task = number.partition("_")
-            if task:  # the plugin names a file that SLURM does not write
-                job_info.aux["slurm_logfile"] = self.slurm_logdir / f"rule_{job.name}" / f"{array}_{task}.log"
             ledger.write(ledger.Entry(number, _name(job), str((job.log or [""])[0]), _output(job)))
         self._followed.add(number)
         super()._report_job_submission_threadsafe(job_info)

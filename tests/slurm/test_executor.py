@@ -210,16 +210,33 @@ def test_alike_jobs_become_one_array_and_others_keep_their_resources(plain: Clus
     assert logs == sorted(f"{number}.log" for number in ids if "_" in number)
 
 
-def test_arrays_keep_to_what_the_kernel_takes_as_one_argument(plain: Cluster, workflow: Make) -> None:
+def test_an_array_takes_more_commands_than_fit_into_an_argument(plain: Cluster, workflow: Make) -> None:
     """Upstream packs the commands of all tasks into one argument of at most 128 KiB, and the tasks fail beyond it."""
-    names = [f"s{k}" for k in range(6)]
+    names = [f"s{k}" for k in range(12)]
     flow = workflow(plain, steps(names, body="true"))
     noise = base64.b64encode(random.Random(1).randbytes(12_000)).decode()
     controller = flow.start("--trialign-slurm-array-jobs", "all", "--config", f"noise={noise}")
     assert flow.finish(controller) == 0, flow.said()
-    assert [starts(flow, name) for name in names] == [1] * 6
-    arrays = {number.partition("_")[0] for number in flow.jobs() if "_" in number}
-    assert len(arrays) > 1
+    assert [starts(flow, name) for name in names] == [1] * 12
+    assert len({number.partition("_")[0] for number in flow.jobs()}) == 1
+
+
+def test_the_tasks_of_an_array_leave_each_other_alone(plain: Cluster, workflow: Make) -> None:
+    """Upstream runs each task inside the first one's job: one that fails deletes the output of the first, and one
+    that is done fails for lack of it."""
+    names = ["a", "b", "c"]
+    flow = workflow(
+        plain, steps(names, body="[ {wildcards.name} != a ] || " + HANG.replace("go", "go.{wildcards.name}"))
+    )
+    rules = (flow.folder / "Snakefile").read_text()
+    (flow.folder / "Snakefile").write_text(rules.replace("echo done >", "[ {wildcards.name} != c ] && echo done >"))
+    controller = flow.start("--trialign-slurm-array-jobs", "all", "--retries", "0")
+    ended = lambda: {state for number, state in plain.jobs("%i", "%T") if number in flow.jobs() and "_2" in number}  # noqa: E731
+    flow.wait_for("the end of b, beside the first that hangs", lambda: ended() == {"COMPLETED"})
+    (flow.folder / "go.a").touch()
+    assert flow.finish(controller) != 0
+    assert sorted(path.name for path in (flow.folder / "out").iterdir()) == ["a", "b"]
+    assert {number.partition("_")[0] for number in flow.jobs()} == {flow.jobs()[0].partition("_")[0]}
 
 
 def test_a_failed_job_is_put_off_longer_each_time(plain: Cluster, workflow: Make) -> None:

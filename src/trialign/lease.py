@@ -1,7 +1,8 @@
 """Leases: one holder at a time for a folder of work. Whether a holder lives is asked of the kernel or of SLURM.
 
 A process of this host is asked for by its pid and its start time; one of another host by the SLURM job it ran in. No
-clock decides: a job that was suspended for a week still holds, one that was killed a second ago does not.
+clock decides: a job that was suspended for a week still holds, one that was killed a second ago does not. A process
+that outlived its SLURM job on this host is ended first: SLURM has ended it already, as far as it knows.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,6 +25,7 @@ from trialign.errors import Again, UserError
 LEASE = "lease.json"
 POLL_SECONDS = 0.2
 SLURM_POLL_SECONDS = 10.0
+KILL_SECONDS = 60.0
 
 
 @contextmanager
@@ -108,6 +112,8 @@ def _clear_dead(lease: Path) -> float:
 
 def _may_be_waited_for(lease: Path, holder: Mapping[str, Any]) -> bool:
     """Return False for a dead holder. Again: a live one in another SLURM job; UserError: one that may live."""
+    if _outlived_its_job(holder):
+        _end(lease, holder)
     alive, job = lives(holder), holder.get("job")
     if alive is None:
         raise UserError(
@@ -120,9 +126,44 @@ def _may_be_waited_for(lease: Path, holder: Mapping[str, Any]) -> bool:
     return alive
 
 
+def _outlived_its_job(holder: Mapping[str, Any]) -> bool:
+    """Say whether a holder is a process of this host whose SLURM job has ended, or was requeued since."""
+    job, age = holder.get("job"), _age(holder)
+    if not job or age is None or holder["host"] != socket.gethostname():
+        return False
+    with suppress(slurm.Silent):
+        if job != slurm.own_job():
+            return slurm.state(job) not in slurm.ALIVE
+        runs = slurm.seconds_run(job)
+        return runs is not None and age > runs + SLURM_POLL_SECONDS
+    return False
+
+
+def _end(lease: Path, holder: Mapping[str, Any]) -> None:
+    """Kill a process that should be dead, and wait until it is. UserError if it does not die."""
+    told = f"process {holder['pid']} outlived its SLURM job {holder['job']}"
+    print(f"{told}: killed, its work goes on here", file=sys.stderr, flush=True)
+    end = time.monotonic() + KILL_SECONDS
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(holder["pid"], signal.SIGKILL)
+    while _age(holder) is not None:
+        if time.monotonic() > end:
+            raise UserError(f"{lease}: {told} on {holder['host']} and cannot be killed: have it ended, and start again")
+        time.sleep(POLL_SECONDS)
+
+
+def _age(holder: Mapping[str, Any]) -> float | None:
+    """Return for how many seconds a process of this host has run; None if it does not."""
+    if _birth(holder["pid"]) != holder["birth"]:
+        return None
+    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    return uptime - int(holder["birth"]) / os.sysconf("SC_CLK_TCK")
+
+
 def _birth(pid: int) -> str | None:
-    """Return the kernel's start time of a process, None if there is none: a reused pid has another."""
+    """Return the kernel's start time of a process, None if there is none or it is dead: a reused pid has another."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:
         return None
+    return None if fields[0] in "ZX" else fields[19]

@@ -121,6 +121,11 @@ def seconds_left() -> float | None:
         return None
 
 
+def seconds_run(job: str) -> float | None:
+    """Return for how many seconds a job has run since its last start; None if that is not known. Silent: no answer."""
+    return duration(_told_of(job, "%M") or "")
+
+
 def _told_of(job: str, column: str, *options: str) -> str | None:
     """Return a column of squeue for one job; None if it has no row.
 

@@ -149,7 +149,7 @@ class Cluster:
         with (self.root / "log" / f"{name}.out").open("ab") as out:
             self._daemons[name] = subprocess.Popen(
                 command, env=self.env | {"PATH": SYSTEM_PATH}, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                start_new_session=True,
+                cwd=self.root / "log", start_new_session=True,
             )  # fmt: skip
 
     def _wait(self, what: str, ready: Callable[[], bool], seconds: float = 30) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
+import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -67,6 +71,60 @@ def test_a_holder_of_which_nobody_can_tell_is_left_alone(
         plain.start_controller()
         plain.run("scancel", job)
     assert (other / lease.LEASE).exists()
+
+
+@pytest.fixture
+def stuck() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is stopped, as one that hangs."""
+    process = subprocess.Popen(["sleep", "300"])
+    process.send_signal(signal.SIGSTOP)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def lease_of(work: Path, process: subprocess.Popen[bytes], job: str) -> Path:
+    birth = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    return held_by(work, host=socket.gethostname(), pid=process.pid, birth=birth, job=job)
+
+
+def test_a_process_that_outlived_its_job_is_ended_and_followed(
+    plain: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stuck: subprocess.Popen[bytes],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Seen: SLURM ended a job, a process of it lived on, stopped; each new start came after a job that was over."""
+    monkeypatch.setattr(os, "environ", os.environ | plain.env)
+    job = running(plain)
+    work = lease_of(tmp_path / "work", stuck, job)
+    monkeypatch.setenv("SLURM_JOB_ID", "999999")
+    with pytest.raises(Again), lease.held(work):  # while its job runs it is left alone
+        pass
+    assert stuck.poll() is None
+    plain.run("scancel", job)
+    while [job, "CANCELLED"] not in plain.jobs("%i", "%T"):
+        time.sleep(0.1)
+    with lease.held(work):
+        assert stuck.wait(timeout=5) == -signal.SIGKILL
+    assert f"process {stuck.pid} outlived its SLURM job {job}: killed" in capsys.readouterr().err
+
+
+def test_a_process_of_a_job_s_earlier_start_is_ended_and_its_other_step_is_waited_for(
+    plain: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stuck: subprocess.Popen[bytes]
+) -> None:
+    """A requeued job has the number that it had."""
+    monkeypatch.setattr(os, "environ", os.environ | plain.env)
+    monkeypatch.setattr(lease, "SLURM_POLL_SECONDS", 1.0)
+    time.sleep(3)
+    job = running(plain)  # started after the process
+    monkeypatch.setenv("SLURM_JOB_ID", job)
+    with lease.held(lease_of(tmp_path / "earlier", stuck, job)):
+        assert stuck.wait(timeout=5) == -signal.SIGKILL
+    beside = subprocess.Popen(["sleep", "4"])
+    started = time.monotonic()
+    with lease.held(lease_of(tmp_path / "beside", beside, job)):
+        assert beside.poll() is not None or time.monotonic() - started > 3
+    assert beside.wait() == 0
+    plain.run("scancel", job)
 
 
 def test_the_last_task_of_an_array_is_told_from_the_others(plain: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

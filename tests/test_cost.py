@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PhiConfig, PhiForCausalLM
 
-from trialign import config, cost, known
+from trialign import config, cost, known, study
 from trialign.assumptions import Expectations, ExpectedAnswers, ExpectedBenchmark, ExpectedJudge, Hardware
 from trialign.cost import Known, Rows, estimate, forward_flops, train_flops
 from trialign.recipes import AnswerRecipe, EvaluateRecipe, FetchRecipe, JudgeRecipe, TrainRecipe
@@ -157,6 +157,28 @@ def test_what_fits_of_the_papers_trainings_on_its_four_a100() -> None:
         sized = train("tpo", "triple", gradient_checkpointing=True, batch=batch)
         assert cost.fits(cost.train_memory_mb(sized, shape, longest, 1), 80) is fits, (batch, longest)
     assert cost.room(recipe, paper.models["mistral"].shape, 1024, 1, 80) == (0, 0)
+
+
+def test_with_the_packed_engine_the_papers_trainings_fit_its_four_a100(tmp_path: Path) -> None:
+    """Those that TRL keeps to one GPU, too; on smaller GPUs the line says how many tokens at a time would do."""
+    overlay = tmp_path / "packed.yaml"
+    overlay.write_text(
+        "training: {engine: packed}\nstages: {sft: {training: &trl {engine: trl}}, sft_trained: {training: *trl},"
+        " sft10k: {training: *trl}}\n"
+    )
+    paper = config.load_files([Path("config/config.yaml"), overlay])
+    lineages = ["mistral+tpo", "mistral+sft+kto", "mistral+orpo", "mistral+sft+dpo", "phi2+tpo", "phi2+sft+cpo"]
+    assert known.memory_problems(paper, lineages) == []
+    assert [study.train_gpus(paper, paper.lineage(each)) for each in lineages] == [4] * 6
+    assert not any("TRL" in line for line in known.memory_problems(paper, lineages, 40))
+    recipe, shape = train("tpo", "triple", engine="packed", micro_batch_tokens=4096), paper.models["mistral"].shape
+    less = cost.train_memory_mb(recipe, shape, 1024, 4)
+    more = cost.train_memory_mb(train("tpo", "triple", engine="packed", micro_batch_tokens=8192), shape, 1024, 4)
+    assert more - less == pytest.approx(4096 * cost._activations(recipe, shape) / cost.MB)
+    reference = train("dpo", "chosen-rejected", engine="packed"), train("dpo", "chosen-rejected", micro_batch=1)
+    assert cost.states_mb(reference[1], shape) - cost.states_mb(reference[0], shape) == pytest.approx(
+        4 * shape.parameters / cost.MB
+    )
 
 
 def test_times_are_work_over_the_hardwares_rate() -> None:

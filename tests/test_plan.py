@@ -80,7 +80,7 @@ def test_training_that_does_not_fit_is_said_with_what_would() -> None:
     assert [note.split()[1] for note in notes] == ["mistral", "phi2"]
     for note in notes:
         assert " on one GPU, of 80: TRL's loss of " in note and "resources.train.gpus" not in note
-        assert "until the packed engine of this project is in" in note
+        assert "set training.engine: packed, which trains it on several" in note
     assert notes[0].endswith(": weights and optimiser alone take 159 GB")
     assert notes[1].endswith(", or with a batch of 8 or data.triples.max_length: 576")
 

@@ -403,7 +403,9 @@ def _problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
 
 def _split_problems(experiment: Experiment, where: str, preset: StagePreset) -> Iterator[tuple[str, str]]:
     training, gpus = preset.training, experiment.resources.train.gpus_in_all
-    if methods.get(preset.method).micro_batch_is_global:
+    if training.engine == "packed":
+        yield from _packed_problems(where, preset)
+    elif methods.get(preset.method).micro_batch_is_global:
         if training.micro_batch:
             yield (
                 f"{where}.training.micro_batch",
@@ -417,6 +419,15 @@ def _split_problems(experiment: Experiment, where: str, preset: StagePreset) -> 
         )
     if training.packing and preset.method != "sft":
         yield f"{where}.training.packing", f"only sft packs what it reads, not {preset.method}: leave it out"
+
+
+def _packed_problems(where: str, preset: StagePreset) -> Iterator[tuple[str, str]]:
+    if methods.get(preset.method).loss is None:
+        yield f"{where}.training.engine", f"method {preset.method} has no loss for the packed engine: set trl"
+    if preset.training.packing:
+        yield f"{where}.training.packing", "TRL packs for its own trainer: set engine: trl, or leave it out"
+    if preset.training.micro_batch:
+        yield f"{where}.training.micro_batch", "the packed engine goes by micro_batch_tokens: leave it out"
 
 
 def _source_problems(experiment: Experiment) -> Iterator[tuple[str, str]]:

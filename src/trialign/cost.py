@@ -40,6 +40,7 @@ USABLE = 0.92  # share of a GPU's memory that PyTorch's allocator can fill
 GPUS = {"A100 40GB": 40, "A100 or H100 80GB": 80, "H200 141GB": 141}  # NVIDIA's data sheets
 SMALL_MB = 5  # a table, a card, a tokenizer
 HOST_MB = 4000  # a Python process with torch and a trainer
+_CHUNK_LOGITS = 1 << 24  # training.logps.CHUNK_BYTES of fp32
 _UNDECLARED = ExpectedBenchmark()
 
 
@@ -127,7 +128,10 @@ def _estimate(recipe: recipes.Recipe, known: Known) -> Estimate:
             return Estimate(10 + tokens / 2e5, mem_mb=2000, disk_mb=SMALL_MB + 4 * tokens / MB, tokens=tokens)
         case recipes.JudgeRecipe():
             return _judge(recipe, known)
-        case recipes.TrainRecipe() | recipes.PretrainRecipe() | recipes.EvaluateRecipe() | recipes.AnswerRecipe():
+        case (
+            recipes.TrainRecipe() | recipes.PretrainRecipe() | recipes.ReferenceRecipe()
+            | recipes.EvaluateRecipe() | recipes.AnswerRecipe()
+        ):  # fmt: skip
             if known.shape is None:
                 note = "a model without `shape`: planned as an hour"
                 return Estimate(3600, gpus=known.gpus, mem_mb=16000, notes=(note,))
@@ -147,6 +151,8 @@ def _of_model(recipe: recipes.Recipe, known: Known, shape: Shape) -> Estimate:
             return Estimate(
                 seconds, gpus=known.gpus, mem_mb=HOST_MB, disk_mb=disk, scratch_mb=2 * disk, flops=flops, tokens=tokens
             )
+        case recipes.ReferenceRecipe():
+            return _reference(recipe, known, shape)
         case recipes.EvaluateRecipe():
             return _evaluate(recipe, known, shape)
         case recipes.AnswerRecipe():
@@ -164,7 +170,7 @@ def _train(recipe: recipes.TrainRecipe, known: Known, shape: Shape) -> Estimate:
         MASTER_BYTES * shape.parameters / MB,
         SAVED_BYTES[recipe.training.published_dtype] * shape.parameters / MB,
     )
-    reference = methods.get(recipe.method).needs_reference
+    reference = _holds_reference(recipe)
     on_device = train_memory_mb(recipe, shape, rows.longest, max(1, known.gpus))
     processes = max(1, known.gpus // known.nodes)  # of a host: each reads the whole model before it is sharded
     host = processes * (HOST_MB + weights * (2.2 if reference else 1.2))
@@ -195,7 +201,8 @@ def train_flops(recipe: recipes.TrainRecipe, shape: Shape, rows: Rows) -> tuple[
         prompts = training.max_steps * training.batch
     once = forward_flops(shape, length, branches * length)  # a prompt's branches
     mismatches = once if method.name == "kto" else 0  # scored by the policy without gradient, and by the reference
-    scored = (once if method.needs_reference else 0) + 2 * mismatches
+    stored = training.engine == "packed"  # the reference's are there
+    scored = (once if method.needs_reference and not stored else 0) + (1 if stored else 2) * mismatches
     passes = 4 if training.gradient_checkpointing else 3
     evaluated = rows.eval * rows.length / length
     flops = prompts * (passes * once + scored) + evaluated * (once + scored)
@@ -205,27 +212,45 @@ def train_flops(recipe: recipes.TrainRecipe, shape: Shape, rows: Rows) -> tuple[
 def train_memory_mb(recipe: recipes.TrainRecipe, shape: Shape, longest: int, gpus: int) -> float:
     """Return the memory of each of `gpus` devices in MB, states sharded (FSDP2), at the longest micro-batch."""
     training = recipe.training
+    if training.engine == "packed":
+        return states_mb(recipe, shape) / gpus + packed_mb(recipe, shape, longest, training.micro_batch_tokens)
     prompts = training.micro_batch or max(1, training.batch // gpus)
     return states_mb(recipe, shape) / gpus + prompts * (training.packing or longest) * _position_mb(recipe, shape)
+
+
+def packed_mb(recipe: recipes.TrainRecipe, shape: Shape, longest: int, tokens: int) -> float:
+    """Return the memory of a packed row of `tokens`, or of one example that is longer, and of its examples' logits."""
+    example = BRANCHES[recipe.view] * longest
+    logits = 2 * 4 * max(_CHUNK_LOGITS, example * shape.vocab_size)  # in fp32, in place, and what makes them
+    return (max(tokens, example) * _activations(recipe, shape) + logits) / MB
 
 
 def states_mb(recipe: recipes.TrainRecipe, shape: Shape) -> float:
     """Return the memory of weights, gradients, moments and copies."""
     states = MASTER_BYTES + 4 + 8 + (2 if recipe.training.precision == "bf16" else 0)
-    if methods.get(recipe.method).needs_reference:
+    if _holds_reference(recipe):
         states += MASTER_BYTES
     return states * shape.parameters / MB
 
 
+def _holds_reference(recipe: recipes.TrainRecipe) -> bool:
+    """Return whether a second model is in memory."""
+    return methods.get(recipe.method).needs_reference and recipe.training.engine == "trl"
+
+
 def _position_mb(recipe: recipes.TrainRecipe, shape: Shape) -> float:
     """Return the memory of activations and logits of one position of a prompt's branches."""
-    training = recipe.training
-    width = 2 if training.precision == "bf16" else 4
+    width = 2 if recipe.training.precision == "bf16" else 4
+    logits = shape.vocab_size * (width + 4 + 4)  # as they come, in fp32, and their gradient
+    return BRANCHES[recipe.view] * (_activations(recipe, shape) + logits) / MB
+
+
+def _activations(recipe: recipes.TrainRecipe, shape: Shape) -> float:
+    """Return the bytes of a token's activations."""
+    width = 2 if recipe.training.precision == "bf16" else 4
     layer = 17 * width * shape.hidden_size  # 34 bytes in half precision
     stream = shape.layers * 4 * shape.hidden_size
-    activations = stream + layer if training.gradient_checkpointing else shape.layers * layer
-    logits = shape.vocab_size * (width + 4 + 4)  # as they come, in fp32, and their gradient
-    return BRANCHES[recipe.view] * (activations + logits) / MB
+    return stream + layer if recipe.training.gradient_checkpointing else shape.layers * layer
 
 
 def room(recipe: recipes.TrainRecipe, shape: Shape, longest: int, gpus: int, memory_gb: float) -> tuple[int, int]:
@@ -253,6 +278,14 @@ def enough_gpus(recipe: recipes.TrainRecipe, shape: Shape, longest: int) -> list
 def fits(gpu_mb: float, memory_gb: float) -> bool:
     """Return whether a job's memory on each GPU fits one of `memory_gb` (GiB, as vendors count theirs)."""
     return gpu_mb * MB <= USABLE * memory_gb * 2**30
+
+
+def _reference(recipe: recipes.ReferenceRecipe, known: Known, shape: Shape) -> Estimate:
+    rows = known.rows or Rows(1000, 100, 500, 1000)
+    tokens = (rows.train + rows.eval) * BRANCHES[recipe.view] * rows.length * (2 if recipe.mismatched else 1)
+    flops = forward_flops(shape, rows.length, tokens)
+    seconds = _start(known, shape) + flops / _rate(known, "forward", recipe.precision)
+    return _scored(replace(known, weight_bytes=MASTER_BYTES), shape, seconds, flops, tokens)
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------

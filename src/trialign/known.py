@@ -32,19 +32,21 @@ RESOURCES = {  # the rules whose jobs differ, and what they take besides
     "prepare": ("disk_mb",),
     "tokens": ("disk_mb",),
     "import_model": (),
+    "reference": ("gpu_minutes",),
     "pretrain": ("gpu_minutes", "disk_mb", "scratch_mb"),
     "train": ("gpu_minutes", "disk_mb", "scratch_mb"),
     "evaluate": ("gpu_minutes",),
     "answer": ("gpu_minutes",),
 }
 FIXED = {"judge": ("judge_tokens_in", "judge_tokens_out")}  # of rules whose jobs are all alike
-MEASURED = ("train", "pretrain", "evaluate", "answer")
+MEASURED = ("train", "pretrain", "reference", "evaluate", "answer")
 SHORTEST = 256  # tokens: a max_length that is still worth proposing
 RECORDS = 400  # of the newest records at most, measured times are taken
 KINDS = {
     "world": "prepare", "fetch": "fetch", "tokenizer": "prepare", "prepare": "prepare", "overlap": "prepare",
     "tokens": "prepare",
-    "pretrain": "pretrain", "import_model": "fetch", "train": "train", "evaluate": "evaluate", "answer": "answer",
+    "pretrain": "pretrain", "import_model": "fetch", "reference": "evaluate", "train": "train",
+    "evaluate": "evaluate", "answer": "answer",
     "judge": "judge",
 }  # fmt: skip
 Key = tuple[str, ...]
@@ -97,7 +99,8 @@ def memory_problems(experiment: Experiment, lineages: Iterable[str], memory_gb: 
     groups: dict[tuple[str, bool], list[_TooLarge]] = defaultdict(list)
     for text in lineages if memory_gb else ():
         if found := _too_large(experiment, experiment.lineage(text), memory_gb):
-            groups[found.base, methods.get(found.recipe.method).micro_batch_is_global].append(found)
+            stock = found.recipe.training.engine == "trl"
+            groups[found.base, stock and methods.get(found.recipe.method).micro_batch_is_global].append(found)
     return [
         _whole_batch_problem(group, memory_gb) if whole else _split_problem(group, memory_gb)
         for (_, whole), group in sorted(groups.items())
@@ -136,15 +139,26 @@ def _split_problem(group: Sequence[_TooLarge], memory_gb: float) -> str:
     worst = max(group, key=lambda item: item.needed)
     enough = cost.enough_gpus(worst.recipe, worst.shape, worst.longest)
     ways = [f"{' or '.join(enough)} (resources.train.gpus)"] if enough else []
-    held, _ = cost.room(worst.recipe, worst.shape, worst.longest, worst.gpus, memory_gb)
-    share = worst.recipe.training.batch // worst.gpus
-    if micro := next((prompts for prompts in range(min(held, share), 0, -1) if share % prompts == 0), None):
-        ways.append(f"stages.{worst.stage}.training.micro_batch: {micro}")
+    ways += _fewer_at_a_time(worst, memory_gb)
     would = "enough would be " + ", or ".join(ways) if ways else f"lower data.{worst.data}.max_length"
     return (
         f"training {worst.base} takes up to {worst.needed / 1000:.0f} GB ({worst.stage}) on each of {worst.gpus} "
         f"GPU(s), of {memory_gb:g}: {would}"
     )
+
+
+def _fewer_at_a_time(worst: _TooLarge, memory_gb: float) -> list[str]:
+    """Return the setting that computes less of a batch at a time, if there is one that fits."""
+    training, where = worst.recipe.training, f"stages.{worst.stage}.training"
+    if training.engine == "packed":
+        smaller = dict.fromkeys(2**power for power in range(14, 9, -1) if 2**power < training.micro_batch_tokens)
+        states = cost.states_mb(worst.recipe, worst.shape) / worst.gpus
+        needed = {size: states + cost.packed_mb(worst.recipe, worst.shape, worst.longest, size) for size in smaller}
+        return [f"{where}.micro_batch_tokens: {size}" for size in smaller if cost.fits(needed[size], memory_gb)][:1]
+    held, _ = cost.room(worst.recipe, worst.shape, worst.longest, worst.gpus, memory_gb)
+    share = training.batch // worst.gpus
+    micro = next((prompts for prompts in range(min(held, share), 0, -1) if share % prompts == 0), None)
+    return [f"{where}.micro_batch: {micro}"] if micro else []
 
 
 def _whole_batch_problem(group: Sequence[_TooLarge], memory_gb: float) -> str:
@@ -162,7 +176,7 @@ def _whole_batch_problem(group: Sequence[_TooLarge], memory_gb: float) -> str:
     return (
         f"training {worst.base} takes up to {worst.needed / 1000:.0f} GB ({worst.stage}) on one GPU, of {memory_gb:g}: "
         f"TRL's loss of {', '.join(names)} needs its batch whole on one GPU, and more GPUs do not help; it does not "
-        f"fit until the packed engine of this project is in{would}"
+        f"fit: set training.engine: packed, which trains it on several{would}"
     )
 
 
@@ -183,6 +197,8 @@ def _recipe(experiment: Experiment, rule: str, values: Mapping[str, str]) -> rec
     if lineage is None:
         return None
     match rule:
+        case "reference":
+            return study.reference_recipe(experiment, values["reading"])
         case "pretrain":
             return study.pretrain_recipe(experiment, lineage, 0)
         case "train":
@@ -216,6 +232,8 @@ def _known(experiment: Experiment, rule: str, values: Mapping[str, str], *, seen
     known = replace(
         known, shape=shape_of(experiment, lineage.base, seen=seen), weight_bytes=_weight_bytes(experiment, read)
     )
+    if rule == "reference":
+        return replace(known, rows=_rows(experiment, lineage.base, values["data"], seen=seen))
     if rule == "train" and lineage.last:
         data = experiment.preset(lineage.last).data
         gpus = study.train_gpus(experiment, lineage)

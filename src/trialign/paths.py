@@ -3,6 +3,7 @@
 <results>/<artifact>.csv ...                          artifacts
 <results>/data/{source,prepared,tokenizer,tokens}/    data
 <results>/data/overlap/<data>                         which benchmark questions a data set holds
+<results>/data/reference/<lineage>/seed<k>/...        a model's log-probabilities of a data set's responses
 <results>/runs/<lineage>/seed<k>/model, run.json      models
 <results>/runs/<lineage>/seed<k>/<suite>              harness suites
 <results>/runs/<lineage>/seed<k>/mtbench/answers      answers, and one folder for each judge beside it
@@ -30,6 +31,7 @@ PREPARED = "<results>/data/prepared/{data}"
 OVERLAP = "<results>/data/overlap/{data}"
 TOKENIZER = "<results>/data/tokenizer/{model}"
 TOKENS = "<results>/data/tokens/{model}/{data}"
+REFERENCE = "<results>/data/reference/{lineage}/seed{seed}/{data}/{reading}"
 RUN = "<results>/runs/{lineage}/seed{seed}"
 MODEL = RUN + "/model"
 RUN_JSON = RUN + "/run.json"

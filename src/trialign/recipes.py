@@ -137,11 +137,27 @@ class OverlapRecipe(Recipe):
     judged: tuple[str, ...]
 
 
+class ReferenceRecipe(Recipe):
+    """Compute a model's log-probabilities of a data set's responses. Inputs: `model`, `tokens` (folders).
+
+    mismatched: also of the responses to other prompts, for KTO.
+    """
+
+    step: Literal["reference"] = "reference"
+    version: Literal[1] = 1
+    view: View
+    mismatched: bool
+    precision: Literal["bf16", "fp32"]
+
+
 class TrainRecipe(Recipe):
-    """Train one stage. Inputs: `parent` (a model folder), `tokens` (a tokens folder)."""
+    """Train one stage. Inputs: `parent` (a model folder), `tokens` (a tokens folder).
+
+    With the packed engine and a method that compares with the parent also `reference` (of `ReferenceRecipe`).
+    """
 
     step: Literal["train"] = "train"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     method: str
     params: dict[str, float | int | str | bool]
     view: View
@@ -296,6 +312,7 @@ AnyRecipe = Annotated[
     | TriplesRecipe
     | TokensRecipe
     | OverlapRecipe
+    | ReferenceRecipe
     | TrainRecipe
     | EvaluateRecipe
     | AnswerRecipe

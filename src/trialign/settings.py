@@ -111,6 +111,13 @@ class Training(Settings):
     max_grad_norm: float = Field(default=1.0, gt=0, description="gradient clipping norm")
     precision: Literal["bf16", "fp32"] = Field(default="bf16", description="compute precision; master weights are fp32")
     published_dtype: Literal["fp32", "bf16"] = Field(default="fp32", description="dtype of the weights that are saved")
+    engine: Literal["packed", "trl"] = Field(
+        default="trl",
+        description="what trains: the packed engine (each prompt once, nothing padded), or the stock TRL trainer",
+    )
+    micro_batch_tokens: int = Field(
+        default=16_384, gt=0, description="packed engine: tokens of one forward pass on one device, at most"
+    )
     packing: int | None = Field(
         default=None,
         gt=0,

@@ -46,7 +46,7 @@ MTBENCH = "mtbench"
 # the rules, which are targets without a folder
 RULES = (
     "all", "answer", "downloads", "evaluate", "fetch", "figure", "import_model", "judge", "overlap", "prepare",
-    "pretrain", "results", "table", "tokenizer", "tokens", "train", "world",
+    "pretrain", "reference", "results", "table", "tokenizer", "tokens", "train", "world",
 )  # fmt: skip
 SHARES = ("acc", "acc_norm", "exact_match", "f1")  # the harness's metrics that tables show in percent
 S = TypeVar("S", bound=Settings)
@@ -443,6 +443,38 @@ def train_recipe(experiment: Experiment, lineage: Lineage, seed: int) -> recipes
     )
 
 
+def reading(experiment: Experiment, lineage: Lineage) -> str | None:
+    """Return what the last stage needs of its parent's log-probabilities, as in `readings`; None: nothing.
+
+    Only the packed engine needs them: stock TRL holds the parent as a second model.
+    """
+    stage, parent = lineage.last, lineage.parent
+    if stage is None or parent is None:
+        return None
+    method, training = methods.get(experiment.preset(stage).method), experiment.training_of(stage)
+    if training.engine != "packed" or not method.needs_reference:
+        return None
+    mismatched = ".mismatched" if method.name == "kto" else ""
+    return f"{experiment.view(parent, stage)}.{training.precision}{mismatched}"
+
+
+def readings() -> dict[str, recipes.ReferenceRecipe]:
+    """Return name -> recipe of all log-probabilities that a stage may need of its parent."""
+    return {
+        f"{view}.{precision}{'.mismatched' if mismatched else ''}": recipes.ReferenceRecipe(
+            view=view, mismatched=mismatched, precision=precision
+        )
+        for view in methods.PAIRS
+        for precision in ("bf16", "fp32")
+        for mismatched in (False, True)
+    }
+
+
+def reference_recipe(experiment: Experiment, reading: str) -> recipes.ReferenceRecipe:
+    """Return the recipe of a model's log-probabilities."""
+    return readings()[reading]
+
+
 def train_gpus(experiment: Experiment, lineage: Lineage) -> int:
     """Return the GPUs of a training, of all its nodes: one where the method's batch must be whole on one device."""
     gpus = experiment.resources.train.gpus_in_all
@@ -456,7 +488,9 @@ def train_nodes(experiment: Experiment, lineage: Lineage) -> int:
 
 def _keeps_batch_whole(experiment: Experiment, lineage: Lineage) -> bool:
     stage = cast(Stage, lineage.last)
-    return methods.get(experiment.preset(stage).method).micro_batch_is_global
+    return methods.get(experiment.preset(stage).method).micro_batch_is_global and (
+        experiment.training_of(stage).engine == "trl"
+    )
 
 
 def evaluate_recipe(experiment: Experiment, lineage: Lineage, suite: str) -> recipes.EvaluateRecipe:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from trl_room import recipe
 
 from trialign import methods
-from trialign.training import trl
+from trialign.training import train
 
 SETTINGS = {"epochs": 2, "learning_rate": 1e-3}
 ALONE = """
@@ -22,9 +22,10 @@ import sys
 from pathlib import Path
 from trialign import recipes
 from trialign.steps import Step
-from trialign.training import trl
+from trialign.training import train
 recipe, parent, tokens, out, scratch = sys.argv[1:]
-trl.train(Step(recipes.parse(recipe), {"parent": (Path(parent),), "tokens": (Path(tokens),)}, Path(out), Path(scratch)))
+inputs = {"parent": (Path(parent),), "tokens": (Path(tokens),)}
+train.train(Step(recipes.parse(recipe), inputs, Path(out), Path(scratch)))
 """
 
 
@@ -66,7 +67,7 @@ def test_a_step_of_5e_7_moves_the_master_weights_on_a_gpu(models, tokens, step):
 def test_two_gpus_train_as_one(method, models, tokens, step):
     folder = tokens(16)
     two = dataclasses.replace(step(recipe(method, **SETTINGS), models["mistral"], folder, "two"), processes=2)
-    trl.train(two)
+    train.train(two)
     one = step(recipe(method, **SETTINGS), models["mistral"], folder, "one")
     alone(one, "0")
     assert losses(two) == pytest.approx(losses(one), rel=1e-3, abs=1e-4)

@@ -32,7 +32,7 @@ from trialign import steps
 from trialign.errors import UserError
 from trialign.recipes import TrainRecipe
 from trialign.steps import Step
-from trialign.training import trl
+from trialign.training import train
 from trialign.training.callbacks import newest_checkpoint
 
 # 24 steps: long enough to be killed twice in the middle
@@ -207,7 +207,7 @@ def test_several_nodes_are_those_of_a_slurm_job(tmp_path: Path, monkeypatch: pyt
     if job:
         monkeypatch.setenv("SLURM_JOB_ID", job)
     with pytest.raises(UserError, match=r"^a training on 2 nodes .* runs on the nodes of a SLURM job: start it with"):
-        trl.train(Step(TRAINED, {}, tmp_path, tmp_path, nodes=2))
+        train.train(Step(TRAINED, {}, tmp_path, tmp_path, nodes=2))
 
 
 ASKING = """

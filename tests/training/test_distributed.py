@@ -18,7 +18,7 @@ from trl_room import recipe
 
 from trialign import methods
 from trialign.errors import UserError
-from trialign.training import trl
+from trialign.training import train, trl
 from trialign.training.callbacks import newest_checkpoint
 
 # whose stock loss does not depend on how a batch is split
@@ -51,8 +51,8 @@ def test_two_processes_train_as_one(method, models, tokens, step):
     folder, settings = tokens(16), {"epochs": 2, "learning_rate": 1e-3}
     one = step(recipe(method, **settings), models["mistral"], folder, "one")
     two = dataclasses.replace(step(recipe(method, **settings), models["mistral"], folder, "two"), processes=2)
-    assert trl.train(one)["split"] == {"processes": 1, "micro_batch": 4, "accumulation": 1}
-    facts = trl.train(two)
+    assert train.train(one)["split"] == {"processes": 1, "micro_batch": 4, "accumulation": 1}
+    facts = train.train(two)
     assert facts["split"] == {"processes": 2, "micro_batch": 2, "accumulation": 1} and facts["steps"] == 8
     assert facts["trainer"]["fsdp_config"]["version"] == 2
     assert_alike(one, two)
@@ -63,8 +63,8 @@ def test_a_batch_in_micro_batches_is_the_batch(method, models, tokens, step):
     folder = tokens(16)
     whole = step(recipe(method, learning_rate=1e-3), models["mistral"], folder, "whole")
     parts = step(recipe(method, learning_rate=1e-3, micro_batch=1), models["mistral"], folder, "parts")
-    trl.train(whole)
-    assert trl.train(parts)["split"] == {"processes": 1, "micro_batch": 1, "accumulation": 4}
+    train.train(whole)
+    assert train.train(parts)["split"] == {"processes": 1, "micro_batch": 1, "accumulation": 4}
     assert_alike(whole, parts)
 
 
@@ -86,7 +86,7 @@ def test_what_cannot_be_split_is_refused(made, processes, rows, message):
 def test_a_mistake_in_the_processes_is_the_users_one_line(models, tokens, step):
     two = dataclasses.replace(step(recipe("tpo"), models["mistral"], tokens(16), "two"), processes=2)
     with pytest.raises(UserError, match="method tpo: TRL's loss depends"):
-        trl.train(two)
+        train.train(two)
 
 
 SCRIPT = """
@@ -94,17 +94,17 @@ import json, sys
 from pathlib import Path
 from trialign import recipes
 from trialign.steps import Step
-from trialign.training import trl
+from trialign.training import train, trl
 recipe, parent, tokens, out, scratch = sys.argv[1:]
 inputs = {"parent": (Path(parent),), "tokens": (Path(tokens),)}
-trl.train(Step(recipes.parse(recipe), inputs, Path(out), Path(scratch), 2))
+train.train(Step(recipes.parse(recipe), inputs, Path(out), Path(scratch), 2))
 """
 
 
 def test_two_killed_processes_leave_no_one_behind_and_resume(models, tokens, step, monkeypatch):
     folder, settings = tokens(16), {"epochs": 12, "learning_rate": 1e-3}
     whole = dataclasses.replace(step(recipe("dpo", **settings), models["phi"], folder, "whole"), processes=2)
-    trl.train(whole)
+    train.train(whole)
     killed = dataclasses.replace(step(recipe("dpo", **settings), models["phi"], folder, "killed"), processes=2)
     arguments = [killed.recipe.canonical(), killed.input("parent"), folder, killed.out, killed.scratch]
     environment = os.environ | {"TRIALIGN_CHECKPOINT_SECONDS": "0"}
@@ -118,7 +118,7 @@ def test_two_killed_processes_leave_no_one_behind_and_resume(models, tokens, ste
     while _workers(killed.scratch) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not _workers(killed.scratch)
-    facts = trl.train(killed)
+    facts = train.train(killed)
     assert 5 <= facts["resumed_at"] < facts["steps"] == 48
     for name, weight in weights(whole).items():
         torch.testing.assert_close(weights(killed)[name], weight, rtol=0, atol=0)

@@ -14,7 +14,7 @@ import pyarrow as pa
 from trialign.recipes import TrainRecipe
 from trialign.settings import Training
 from trialign.steps import Step
-from trialign.training import trl
+from trialign.training import train, trl
 
 BOS, EOS, PAD, VOCAB = 0, 1, 2, 96
 VIEWS = {"sft": "reference", "tpo": "triple"}
@@ -60,7 +60,7 @@ def recipe(method: str, params: dict[str, Any] | None = None, view: str = "", se
 def training_process(step: Step[TrainRecipe]) -> BaseProcess:
     """Start a step's training in a process of its own, forked from one that has imported the trainers."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload([trl.__name__])
+    server.set_forkserver_preload([train.__name__, trl.__name__])
     process = server.Process(target=_train, args=(step, dict(os.environ)))
     process.start()
     return process
@@ -68,7 +68,7 @@ def training_process(step: Step[TrainRecipe]) -> BaseProcess:
 
 def _train(step: Step[TrainRecipe], environment: dict[str, str]) -> None:
     os.environ.update(environment)  # the server has that of its own start
-    trl.train(step)
+    train.train(step)
 
 
 def assert_same_run(one: Step[TrainRecipe], other: Step[TrainRecipe]) -> None:

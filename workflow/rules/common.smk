@@ -178,6 +178,29 @@ def parent_model(wildcards):
 
 
 @signed
+def parent_reference(wildcards):
+    """The parent's log-probabilities, where the stage reads them."""
+    lineage = convert("lineage", wildcards.lineage)
+    reading = checked(study.reading, experiment, lineage)
+    if reading is None:
+        return []
+    return study.fill(
+        experiment,
+        paths.REFERENCE,
+        lineage=lineage.parent,
+        seed=wildcards.seed,
+        data=experiment.preset(lineage.last).data,
+        reading=reading,
+    )
+
+
+@signed
+def named_reference(wildcards, input):
+    """The training step's input of log-probabilities, as name=path."""
+    return [f"reference={folder}" for folder in [input.reference] if folder]
+
+
+@signed
 def stage_data(wildcards):
     """The name of the data set that the last stage reads."""
     return experiment.preset(convert("lineage", wildcards.lineage).last).data

@@ -65,9 +65,36 @@ rule import_model:
         " --root {params.root:q} --output {params.output:q} --log {log:q}"
 
 
+# The parent's log-probabilities of a data set's responses, for all methods and parameters that compare with it.
+rule reference:
+    input:
+        model=paths.MODEL,
+        tokens=path(paths.TOKENS, model=base_of),
+    output:
+        directory(paths.REFERENCE),
+    log:
+        "<results>/logs/reference/{lineage}/seed{seed}/{data}.{reading}.log",
+    benchmark:
+        "<results>/logs/reference/{lineage}/seed{seed}/{data}.{reading}.tsv"
+    wildcard_constraints:
+        reading=any_of(study.readings()),
+    conda:
+        ENVIRONMENT
+    threads: resources_of("reference").threads
+    resources:
+        **asks("reference"),
+    params:
+        recipe=recipe(study.reference_recipe, "reading"),
+        root=ROOT,
+    shell:
+        "trialign step {params.recipe:q} model={input.model:q} tokens={input.tokens:q}"
+        " --root {params.root:q} --output {output:q} --log {log:q}"
+
+
 rule train:
     input:
         parent=parent_model,
+        reference=parent_reference,
         tokens=path(paths.TOKENS, model=base_of, data=stage_data),
     output:
         model=directory(paths.MODEL),
@@ -87,9 +114,10 @@ rule train:
         recipe=recipe(study.train_recipe, "lineage", "seed"),
         root=ROOT,
         output=folder_of_record,
+        reference=named_reference,
         nodes=train_nodes,
         processes=train_processes,
     shell:
         "trialign step {params.recipe:q} parent={input.parent:q} tokens={input.tokens:q}"
-        " --root {params.root:q} --output {params.output:q} --log {log:q}"
+        " {params.reference:q} --root {params.root:q} --output {params.output:q} --log {log:q}"
         " --nodes {params.nodes} --processes {params.processes}"

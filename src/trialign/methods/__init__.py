@@ -7,9 +7,9 @@ import pkgutil
 from functools import lru_cache
 
 from trialign.errors import UserError, nearest
-from trialign.methods._base import Method, Params, TrlSpec
+from trialign.methods._base import PAIRS, Branches, Method, Norm, Params, Terms, TrlSpec
 
-__all__ = ["Method", "Params", "TrlSpec", "get", "names"]
+__all__ = ["PAIRS", "Branches", "Method", "Norm", "Params", "Terms", "TrlSpec", "get", "names"]
 
 
 @lru_cache(maxsize=1)

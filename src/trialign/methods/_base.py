@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trialign.errors import UserError, nearest
 from trialign.recipes import View
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PAIRS: tuple[View, ...] = ("chosen-rejected", "reference-rejected")
 
@@ -44,13 +47,55 @@ class TrlSpec:
 
 
 @dataclass(frozen=True)
+class Branches:
+    """What a loss of the packed engine is a function of, for n prompts; keys are branches, tensors are (n,).
+
+    sums: log pi(y|x), summed over a response's tokens. lengths: these tokens. reference: the parent's log pi(y|x), of
+    methods that need it. The branch "prompt" is the prompt's own tokens after the first, of methods that read them.
+    """
+
+    sums: Mapping[str, Tensor]
+    lengths: Mapping[str, Tensor]
+    reference: Mapping[str, Tensor]
+
+    def means(self, branch: str) -> Tensor:
+        """Return log pi(y|x) per token of a response."""
+        return self.sums[branch] / self.lengths[branch]
+
+    def ratios(self, branch: str) -> Tensor:
+        """Return log pi(y|x) - log ref(y|x)."""
+        return self.sums[branch] - self.reference[branch]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """What a loss is divided by, whatever its prompts were split into: those of the global batch.
+
+    prompts: how many. tokens: of each branch. kl: KTO's z, where the method needs it.
+    """
+
+    prompts: int
+    tokens: Mapping[str, int]
+    kl: float = 0.0
+
+
+class Terms(NamedTuple):
+    """The part of the loss of some prompts (scalar), and how far each one's chosen response leads (n,), or None."""
+
+    loss: Tensor
+    margins: Tensor | None
+
+
+@dataclass(frozen=True)
 class Method:
     """A way to train.
 
     name: as in lineages, the name of its file. label: as in tables. Params: its parameters. grid: those that a lineage
     always spells. views: what it can read, the usual one first. needs_reference: whether its loss compares with the
     parent's log-probabilities. micro_batch_is_global: whether TRL's loss depends on how a batch is split, so that the
-    whole batch must be one micro-batch. trl: how stock TRL trains it.
+    whole batch must be one micro-batch. trl: how stock TRL trains it. loss: the packed engine's, of some of the global
+    batch's prompts; the sum over all of them is the loss; None: stock TRL alone trains it. reads_prompt: whether the
+    loss asks for the prompt's own log-probability.
     """
 
     name: str
@@ -61,6 +106,8 @@ class Method:
     needs_reference: bool
     micro_batch_is_global: bool
     trl: Callable[[Any], TrlSpec]
+    loss: Callable[[Branches, Any, Norm], Terms] | None = None
+    reads_prompt: bool = False
 
     def parse(self, values: Mapping[str, Any]) -> Params:
         """Return the typed parameters; UserError, one line, naming each wrong one and what is allowed."""

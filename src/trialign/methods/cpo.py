@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
-from trialign.methods._base import PAIRS, Method, Params, TrlSpec
+from trialign.methods._base import PAIRS, Branches, Method, Norm, Params, Terms, TrlSpec
 
 # Fields of CPOConfig that change the loss, each set to "no such change"; alpha is AlphaPO's.
 PLAIN: dict[str, Any] = {"label_smoothing": 0.0, "alpha": 0.0, "is_encoder_decoder": False}
@@ -33,6 +33,14 @@ def _trl(params: CpoParams) -> TrlSpec:
     )
 
 
+def _loss(found: Branches, params: CpoParams, norm: Norm) -> Terms:
+    from torch.nn.functional import logsigmoid
+
+    margins = found.sums["chosen"] - found.sums["rejected"]
+    nll = -found.sums["chosen"].sum() / norm.tokens["chosen"]
+    return Terms(nll - logsigmoid(params.beta * margins).sum() / norm.prompts, margins)
+
+
 METHOD = Method(
     name="cpo",
     label="CPO",
@@ -42,4 +50,5 @@ METHOD = Method(
     needs_reference=False,
     micro_batch_is_global=True,
     trl=_trl,
+    loss=_loss,
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field
 
-from trialign.methods._base import PAIRS, Method, Params, TrlSpec
+from trialign.methods._base import PAIRS, Branches, Method, Norm, Params, Terms, TrlSpec
 
 # Fields of DPOConfig that change the loss, each set to "no such change".
 PLAIN: dict[str, Any] = {
@@ -43,6 +43,13 @@ def _trl(params: DpoParams) -> TrlSpec:
     )
 
 
+def _loss(found: Branches, params: DpoParams, norm: Norm) -> Terms:
+    from torch.nn.functional import logsigmoid
+
+    margins = found.ratios("chosen") - found.ratios("rejected")
+    return Terms(-logsigmoid(params.beta * margins).sum() / norm.prompts, margins)
+
+
 METHOD = Method(
     name="dpo",
     label="DPO",
@@ -52,4 +59,5 @@ METHOD = Method(
     needs_reference=True,
     micro_batch_is_global=False,
     trl=_trl,
+    loss=_loss,
 )

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from trialign.methods._base import PAIRS, Method, Params, TrlSpec, stock
+from trialign.methods._base import PAIRS, Branches, Method, Norm, Params, Terms, TrlSpec, stock
 from trialign.methods.dpo import PLAIN
 
 
@@ -50,6 +50,15 @@ def _summed(trainer: type) -> type:
     return SummedIpo
 
 
+def _loss(found: Branches, params: IpoParams, norm: Norm) -> Terms:
+    chosen, rejected = (
+        found.ratios(branch) / (found.lengths[branch] if params.logps == "mean" else 1)
+        for branch in ("chosen", "rejected")
+    )
+    margins = chosen - rejected
+    return Terms(((margins - 1 / (2 * params.beta)) ** 2).sum() / norm.prompts, margins)
+
+
 METHOD = Method(
     name="ipo",
     label="IPO",
@@ -59,4 +68,5 @@ METHOD = Method(
     needs_reference=True,
     micro_batch_is_global=False,
     trl=_trl,
+    loss=_loss,
 )

@@ -4,9 +4,9 @@
                                                1 - sigmoid(beta (z - h))  of an undesirable one
     h = log pi(y|x) - log ref(y|x),    z = max(0, mean (log pi(y'|x) - log ref(y'|x)))    without gradient
 
-y' is the same batch's response to another prompt; log-probabilities are summed. The chosen response of a pair is
-desirable, the rejected one undesirable. TRL: trl/trainer/kto_trainer.py (1.16), loss_type "kto". z is a mean over the
-micro-batch, clamped there, so the whole batch must be one micro-batch.
+y' is the same side's response to the data's previous prompt; log-probabilities are summed. The chosen response of a
+pair is desirable, the rejected one undesirable. TRL: trl/trainer/kto_trainer.py (1.16), loss_type "kto". z is a mean
+over the micro-batch, clamped there, so the whole batch must be one micro-batch.
 
 This is KTO proper. The paired form (`kto_pair` of early TRL) is in no trainer of TRL 1.16 and is not offered.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from trialign.methods._base import PAIRS, Method, Params, TrlSpec
+from trialign.methods._base import PAIRS, Branches, Method, Norm, Params, Terms, TrlSpec
 
 
 class KtoParams(Params):
@@ -41,6 +41,13 @@ def _trl(params: KtoParams) -> TrlSpec:
     )
 
 
+def _loss(found: Branches, params: KtoParams, norm: Norm) -> Terms:
+    chosen, rejected = found.ratios("chosen"), found.ratios("rejected")
+    desirable = 1 - (params.beta * (chosen - norm.kl)).sigmoid()
+    undesirable = 1 - (params.beta * (norm.kl - rejected)).sigmoid()
+    return Terms((desirable + undesirable).sum() / (2 * norm.prompts), chosen - rejected)
+
+
 METHOD = Method(
     name="kto",
     label="KTO",
@@ -50,4 +57,5 @@ METHOD = Method(
     needs_reference=True,
     micro_batch_is_global=True,
     trl=_trl,
+    loss=_loss,
 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from trialign.methods._base import PAIRS, Method, Params, TrlSpec
+from trialign.methods._base import PAIRS, Branches, Method, Norm, Params, Terms, TrlSpec
 
 
 class OrpoParams(Params):
@@ -28,6 +28,16 @@ def _trl(params: OrpoParams) -> TrlSpec:
     )
 
 
+def _loss(found: Branches, params: OrpoParams, norm: Norm) -> Terms:
+    from torch.nn.functional import logsigmoid
+
+    chosen, rejected = found.means("chosen"), found.means("rejected")
+    odds = (chosen - rejected) - ((-chosen.exp()).log1p() - (-rejected.exp()).log1p())
+    # TRL's NLL: over the tokens of prompt and chosen response
+    nll = -(found.sums["prompt"] + found.sums["chosen"]).sum() / (norm.tokens["prompt"] + norm.tokens["chosen"])
+    return Terms(nll - params.beta * logsigmoid(odds).sum() / norm.prompts, odds)
+
+
 METHOD = Method(
     name="orpo",
     label="ORPO",
@@ -37,4 +47,6 @@ METHOD = Method(
     needs_reference=False,
     micro_batch_is_global=True,
     trl=_trl,
+    loss=_loss,
+    reads_prompt=True,
 )

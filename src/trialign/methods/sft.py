@@ -9,7 +9,7 @@ micro-batch, so accumulation does not move it. Read from conversations (all assi
 
 from __future__ import annotations
 
-from trialign.methods._base import Method, Params, TrlSpec
+from trialign.methods._base import Branches, Method, Norm, Params, Terms, TrlSpec
 
 
 class SftParams(Params):
@@ -32,6 +32,10 @@ def _trl(params: SftParams) -> TrlSpec:
     )
 
 
+def _loss(found: Branches, params: SftParams, norm: Norm) -> Terms:
+    return Terms(-found.sums["reference"].sum() / norm.tokens["reference"], None)
+
+
 METHOD = Method(
     name="sft",
     label="SFT",
@@ -41,4 +45,5 @@ METHOD = Method(
     needs_reference=False,
     micro_batch_is_global=False,
     trl=_trl,
+    loss=_loss,
 )

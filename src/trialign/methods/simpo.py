@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from trialign.methods._base import PAIRS, Method, Params, TrlSpec
+from trialign.methods._base import PAIRS, Branches, Method, Norm, Params, Terms, TrlSpec
 from trialign.methods.cpo import PLAIN
 
 
@@ -34,6 +34,13 @@ def _trl(params: SimpoParams) -> TrlSpec:
     )
 
 
+def _loss(found: Branches, params: SimpoParams, norm: Norm) -> Terms:
+    from torch.nn.functional import logsigmoid
+
+    margins = found.means("chosen") - found.means("rejected")
+    return Terms(-logsigmoid(params.beta * margins - params.gamma).sum() / norm.prompts, margins)
+
+
 METHOD = Method(
     name="simpo",
     label="SimPO",
@@ -43,4 +50,5 @@ METHOD = Method(
     needs_reference=False,
     micro_batch_is_global=False,
     trl=_trl,
+    loss=_loss,
 )

@@ -17,7 +17,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from trialign.methods._base import Method, Params, TrlSpec, stock
+from trialign.methods._base import Branches, Method, Norm, Params, Terms, TrlSpec, stock
 
 
 class TpoParams(Params):
@@ -67,6 +67,17 @@ def _sequence_sum(trainer: type) -> type:
     return SequenceSumTpo
 
 
+def _loss(found: Branches, params: TpoParams, norm: Norm) -> Terms:
+    from torch.nn.functional import logsigmoid
+
+    scores = found.means if params.length_normalised else found.sums.__getitem__
+    margins = scores("chosen") - scores("rejected")
+    over = norm.tokens["reference"] if params.reference_loss == "token_mean" else norm.prompts
+    reference = -found.sums["reference"].sum() / over
+    preference = -logsigmoid(params.beta * margins - params.margin).sum() / norm.prompts
+    return Terms(preference + params.alpha * reference, margins)
+
+
 METHOD = Method(
     name="tpo",
     label="TPO",
@@ -76,4 +87,5 @@ METHOD = Method(
     needs_reference=False,
     micro_batch_is_global=True,
     trl=_trl,
+    loss=_loss,
 )

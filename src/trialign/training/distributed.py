@@ -139,7 +139,7 @@ def _end_with_parent() -> None:
 
 def _main(order: Path) -> None:
     """What each process runs."""
-    from trialign.training.trl import train_here
+    from trialign.training.train import train_here
 
     told = json.loads(order.read_text())
     inputs = {name: tuple(map(Path, group)) for name, group in told["inputs"].items()}

@@ -1,0 +1,82 @@
+"""A tokens file as examples of the packed engine: prompts, each with the responses that a view reads."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from trialign.errors import UserError
+from trialign.recipes import View
+from trialign.training.rows import Example, Ids
+
+# What a view's branches are called in the losses, and which columns of the tokens file they are.
+VIEWS: Mapping[View, Mapping[str, str]] = {
+    "reference": {"reference": "reference"},
+    "chosen-rejected": {"chosen": "chosen", "rejected": "rejected"},
+    "reference-rejected": {"chosen": "reference", "rejected": "rejected"},
+    "triple": {"chosen": "chosen", "rejected": "rejected", "reference": "reference"},
+}
+
+
+class Examples(Dataset[Example]):
+    """The rows of a tokens file as examples. branches: names of their responses, in order."""
+
+    def __init__(self, file: Path, view: View) -> None:
+        table = pq.read_table(file)
+        if not len(table):
+            raise UserError(f"{file} has no rows: nothing to train or to evaluate on; give its data more rows")
+        self.branches: tuple[str, ...] = ("reference",) if view == "conversation" else tuple(VIEWS[view])
+        self._number = len(table)
+        self._masks: list[NDArray[np.bool_]] | None = None
+        if view == "conversation":
+            whole = _lists(table, "input_ids")
+            self._prompts = [ids[:1] for ids in whole]
+            self._responses = [[ids[1:] for ids in whole]]
+            self._masks = [mask[1:].astype(bool) for mask in _lists(table, "loss_mask")]
+        else:
+            self._prompts = _lists(table, "prompt")
+            self._responses = [_lists(table, column) for column in VIEWS[view].values()]
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __getitem__(self, index: int) -> Example:
+        responses = tuple(column[index] for column in self._responses)
+        masks = (None,) * len(responses) if self._masks is None else (self._masks[index],)
+        return Example(self._prompts[index], responses, masks, index)
+
+    def mismatched(self, example: Example) -> Example:
+        """Return an example with the responses to the file's previous prompt that is another one, for KTO's KL term."""
+        for back in range(1, self._number):
+            other = self[(example.index - back) % self._number]
+            if not np.array_equal(other.prompt, example.prompt):
+                return example._replace(responses=other.responses)
+        raise UserError("method kto: all rows have one prompt: its KL term needs responses to another; give it more")
+
+    def longest(self, *, mismatched: bool = False) -> int:
+        """Return the tokens of the longest prompt with one response, or with any other prompt's."""
+        longest = [max(len(column[index]) for column in self._responses) for index in range(self._number)]
+        if mismatched:
+            return max(map(len, self._prompts)) + max(longest)
+        return max(len(prompt) + own for prompt, own in zip(self._prompts, longest, strict=True))
+
+    def tokens_of_longest(self) -> int:
+        """Return the tokens of the longest example, which no row can be shorter than."""
+        return max(self[index].tokens for index in range(len(self)))
+
+    def tokens(self) -> int:
+        """Return the tokens of all rows, each prompt counted once."""
+        return sum(map(len, self._prompts)) + sum(len(ids) for column in self._responses for ids in column)
+
+
+def _lists(table: Any, name: str) -> list[Ids]:
+    column = table[name].combine_chunks()
+    offsets, values = column.offsets.to_numpy(), column.values.to_numpy()
+    return [values[start:stop] for start, stop in itertools.pairwise(offsets)]

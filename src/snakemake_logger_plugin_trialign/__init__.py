@@ -46,7 +46,7 @@ class LogHandler(RichHandler):
             self.clock.start(record.jobid, record.rule_name)
         elif event == LogEvent.JOB_ERROR:
             self.failures[record.jobid] = self.failures.get(record.jobid, 0) + 1
-            self._failed(record.jobid)
+            self._failed(record.jobid, getattr(record, "rule_msg", None))
             return
         super().emit(record)
         if event == LogEvent.JOB_FINISHED:
@@ -70,8 +70,9 @@ class LogHandler(RichHandler):
         logs = ", ".join(map(str, self.event_handler.jobs_info.get(job, {}).get("log") or ()))
         return (f", {times} times" if times > 1 else "") + (f": {logs}" if logs else "")
 
-    def _failed(self, job: int) -> None:
-        texts = [f"✗ failed: {self._described(job)}"]
+    def _failed(self, job: int, why: str | None) -> None:
+        """Show a failed job; why: what the executor says, such as SLURM's state."""
+        texts = [f"✗ failed: {self._described(job)}" + (f": {why.strip()}" if why else "")]
         for log in map(Path, self.event_handler.jobs_info.get(job, {}).get("log") or ()):
             if log.is_file():
                 lines = log.read_text(errors="replace").splitlines()

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from tests.slurm.cluster import Cluster
 from tests.slurm.study import Study, artifacts
 
+REQUEUED_SECONDS = 8  # SLURM gives a requeued job two minutes, in which its earlier start ends; at once, it ends both
 FAILURES_OF_ONE = 2  # how many of the events that cost an attempt may hit one output; the profile has 3 retries
 STEP_COMMAND = b"bin/trialign\0step"
 
@@ -43,6 +44,7 @@ class Chaos:
         self.study, self.random, self.disk, self.options = study, random.Random(seed), disk, options
         self.hit: Counter[str] = Counter()
         self.done: Counter[str] = Counter()
+        self.requeued: dict[str, float] = {}  # job -> when it was first seen to wait for another start
         self.log: list[str] = []
 
     def run(self, events: dict[str, int], seconds: float) -> int:
@@ -180,11 +182,14 @@ class Chaos:
                 yield Victim(job, node, partition, *steps[job])
 
     def _hurry(self) -> None:
-        """Let requeued jobs start at once: SLURM keeps them for two minutes. Those that we put off are left alone."""
+        """Let requeued jobs start soon: SLURM keeps them for two minutes. Those that we put off are left alone."""
         cluster = self.study.cluster
         for job, reason, folder in cluster.jobs("%A", "%r", "%Z", states="pending"):
             mine = reason == "BeginTime" and folder == str(self.study.folder)
-            if mine and " Restarts=0 " not in cluster.run("scontrol", "show", "job", job, check=False):
+            if not mine or " Restarts=0 " in cluster.run("scontrol", "show", "job", job, check=False):
+                continue
+            if time.monotonic() - self.requeued.setdefault(job, time.monotonic()) > REQUEUED_SECONDS:
+                del self.requeued[job]
                 cluster.run("scontrol", "update", f"jobid={job}", "starttime=now", check=False)
 
     def _say(self, name: str, victim: Victim | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import os
 import random
+import re
 import signal
 from collections.abc import Callable
 from importlib.metadata import version
@@ -250,8 +251,8 @@ def test_a_failed_job_is_put_off_longer_each_time(plain: Cluster, workflow: Make
 
 def test_a_failed_job_says_how_it_ended(plain: Cluster, workflow: Make) -> None:
     flow = workflow(plain, steps(["a"], body="exit 7"))
-    assert flow.finish(flow.start("--retries", "0")) != 0
-    assert "FAILED, exit code 1:0" in flow.said()
+    assert flow.finish(flow.start("--retries", "0", "--logger", "trialign")) != 0
+    assert re.search(r"✗ failed: step a: SLURM job \d+: FAILED, exit code 1:0", flow.said())
 
 
 @pytest.mark.parametrize(

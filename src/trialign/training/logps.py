@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -103,11 +103,12 @@ class Head(torch.autograd.Function):
         return states.mul_(upstream), weight.mul_(upstream), None if bias is None else bias.mul_(upstream), None
 
 
-class _Part:
+class _Part(NamedTuple):
     """Some of a row's examples: their tokens among the row's predicted ones, the first of them, how many."""
 
-    def __init__(self, tokens: slice, first: int, number: int) -> None:
-        self.tokens, self.first, self.number = tokens, first, number
+    tokens: slice
+    first: int
+    number: int
 
 
 def _parts(row: Row, vocabulary: int) -> Iterator[_Part]:

@@ -118,8 +118,7 @@ class PackedTrainer(Trainer):
     ) -> torch.Tensor:
         """Compute the gradient of one global batch. Returns its loss."""
         model.train()
-        split = self.data["train"]
-        norm = self._norm(model, split, inputs)
+        norm = self._norm(model, "train", inputs)
         found = torch.zeros((), device=self.args.device)
         for row, weight in self._rows(inputs):
             with self.compute_loss_context_manager():
@@ -166,14 +165,11 @@ class PackedTrainer(Trainer):
             for name, values in self.reference[split].items()
         }
 
-    def _norm(self, model: torch.nn.Module, split: Examples, batch: Sequence[Example]) -> Norm:
+    def _norm(self, model: torch.nn.Module, split: str, batch: Sequence[Example]) -> Norm:
         """Return what the losses of a global batch are divided by; for KTO its z, by a pass without gradient."""
         counts = {
-            name: sum(
-                len(example.responses[k]) if (mask := example.masks[k]) is None else int(mask.sum())
-                for example in batch
-            )
-            for k, name in enumerate(split.branches)
+            name: sum(example.predicted(place) for example in batch)
+            for place, name in enumerate(self.data[split].branches)
         }
         counts["prompt"] = sum(len(example.prompt) - 1 for example in batch)
         norm = Norm(len(batch), counts)
@@ -181,18 +177,18 @@ class PackedTrainer(Trainer):
             return norm
         return dataclasses.replace(norm, kl=self._kl(model, split, batch))
 
-    def _kl(self, model: torch.nn.Module, split: Examples, batch: Sequence[Example]) -> float:
+    def _kl(self, model: torch.nn.Module, split: str, batch: Sequence[Example]) -> float:
         """Return max(0, mean of log pi(y'|x) - log ref(y'|x)) over responses y' to other prompts (KTO, Eq. 7)."""
-        name = next(key for key, each in self.data.items() if each is split)
+        data = self.data[split]
         total = torch.zeros((), dtype=torch.float64, device=self.args.device)
-        for row, weight in self._rows([split.mismatched(example) for example in batch]):
+        for row, weight in self._rows([data.mismatched(example) for example in batch]):
             order = logps.Order(row, None)
             with torch.no_grad(), self.compute_loss_context_manager():
                 self.order(model, order)
-            reference = self._reference(name, row)
-            stored = sum(reference[f"{MISMATCHED}{branch}"].sum() for branch in split.branches)
+            reference = self._reference(split, row)
+            stored = sum(reference[f"{MISMATCHED}{branch}"].sum() for branch in data.branches)
             total += weight * (order.logps.double().sum() - stored)
-        return max(0.0, self._sum(total).item() / (len(batch) * len(split.branches)))
+        return max(0.0, self._sum(total).item() / (len(batch) * len(data.branches)))
 
     def _sum(self, value: torch.Tensor) -> torch.Tensor:
         """Return the sum over all processes."""
@@ -234,15 +230,15 @@ class PackedTrainer(Trainer):
         for start in range(0, len(split), size):
             batch = [split[index] for index in range(start, min(start + size, len(split)))]
             share = len(batch) / len(split)
-            total += share * self._batch_loss(split, batch)
+            total += share * self._batch_loss(batch)
             for name, value in self._means("eval_").items():
                 means[name] = means.get(name, 0.0) + share * value
         found = {"eval_loss": total.item()} | means
         self.log(found)
         return found
 
-    def _batch_loss(self, split: Examples, batch: Sequence[Example]) -> torch.Tensor:
-        norm = self._norm(self.model_wrapped, split, batch)
+    def _batch_loss(self, batch: Sequence[Example]) -> torch.Tensor:
+        norm = self._norm(self.model_wrapped, "eval", batch)
         found = torch.zeros((), device=self.args.device)
         for row, weight in self._rows(batch):
             order = logps.Order(row, None)

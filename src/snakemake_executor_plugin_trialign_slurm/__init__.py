@@ -20,7 +20,8 @@ replaced, and each change has its reason here (docs/slurm.md tells users the sam
 - A job of several nodes with GPUs got them unevenly (3 + 1 of 4 on 2 nodes), and its step was refused, which asked for
   all of them on one node: as many on each node, and the step is told of its own node's alone.
 - A failed job was submitted again at once: a disk that is full for a minute cost short steps all their attempts. Each
-  further start is put off twice as long as the one before, by SLURM's own --begin.
+  further start is put off twice as long as the one before, by SLURM's own --begin. Snakemake starts a step that runs
+  beside it again at once, too: such a step waits before it says that it failed.
 - The account was checked by a call of sacctmgr for every job, and guessed wrongly where there was none: taken as given.
 - Ctrl-C cancelled what was followed at that moment, not what was being submitted: cancelled by name as well, in chunks.
 """
@@ -104,6 +105,7 @@ class Executor(SlurmExecutor):
         if settings.efficiency_report and not slurm.has_accounting():
             self.logger.info("no efficiency report: it needs SLURM's accounting, which this cluster does not keep")
             settings.efficiency_report = False
+        os.environ[slurm.LOCAL_RETRY_SECONDS] = str(settings.retry_seconds)
         self._losses: Counter[str] = Counter()
         self._after: dict[str, str] = {}  # output -> the job that has to end before its next start
         self._failures: Counter[str] = Counter()
@@ -231,7 +233,7 @@ class Executor(SlurmExecutor):
 
     def format_job_exec(self, job: JobExecutorInterface) -> str:
         """Return what the job runs: a Snakemake of one node, for its srun starts one process there (-n1)."""
-        called = super().format_job_exec(job)
+        called = f"unset {slurm.LOCAL_RETRY_SECONDS}; {super().format_job_exec(job)}"
         each = _gpus_on_each_node(job)
         if each is None:
             return called

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
 import socket
 import sys
+import time
 import traceback
 from collections import defaultdict
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,41 +53,64 @@ def step(
     for pair in inputs or ():
         name, _, path = pair.partition("=")
         groups[name] += (Path(path),)
-    terminal = _send_output_to(log)
-    script = _write_script(log.with_suffix(".sh"))
     marker = log.with_suffix(paths.AGAIN)
-    marker.unlink(missing_ok=True)
+    with _slow_to_fail():
+        terminal, script = _send_output_to(log)
+        marker.unlink(missing_ok=True)
+        try:
+            done = steps.run(parsed, groups, root, output, processes, nodes)
+            print(f"{done} {output}", flush=True)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except Again as again:
+            print(f"to be started again: {again}", file=sys.stderr, flush=True)
+            marker.write_text(json.dumps({"reason": again.reason, "after": again.after}))
+            print(f"{parsed.step} {output}: {again}; start it again, it goes on from there", file=terminal, flush=True)
+            raise typer.Exit(1) from None
+        except Exception as error:
+            print(_failure(f"{parsed.step} {output}", error, log, script), file=terminal, flush=True)
+            with contextlib.suppress(OSError):  # the log's own disk may be the full one
+                print("".join(_told(error)), file=sys.stderr, flush=True)
+            raise typer.Exit(1) from None
+
+
+@contextlib.contextmanager
+def _slow_to_fail() -> Iterator[None]:
+    """Let a failure of a step that runs beside a cluster's controller end as late as SLURM jobs are put off.
+
+    What fails for a while, as on a full disk, must not cost it all its attempts, which Snakemake starts at once.
+    """
     try:
-        done = steps.run(parsed, groups, root, output, processes, nodes)
-        print(f"{done} {output}", flush=True)
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-    except Again as again:
-        print(f"to be started again: {again}", file=sys.stderr, flush=True)
-        marker.write_text(json.dumps({"reason": again.reason, "after": again.after}))
-        print(f"{parsed.step} {output}: {again}; start it again, it goes on from there", file=terminal, flush=True)
-        raise typer.Exit(1) from None
-    except Exception as error:
-        if not isinstance(error, UserError):
-            traceback.print_exc()
-        else:
-            print(f"error: {error}", file=sys.stderr)
-        sys.stderr.flush()
-        print(_failure(f"{parsed.step} {output}", error, log, script), file=terminal, flush=True)
-        raise typer.Exit(1) from None
+        yield
+    except (typer.Exit, UserError) as error:
+        if getattr(error, "exit_code", 1) == 1:
+            time.sleep(float(os.environ.get(slurm.LOCAL_RETRY_SECONDS, "0")))
+        raise
 
 
-def _send_output_to(log: Path) -> Any:
-    """Send this process's output to the log, and return the terminal for what a person must see."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    terminal = os.fdopen(os.dup(2), "w")
-    with log.open("a") as file:  # what earlier starts said stays
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+def _told(error: Exception) -> list[str]:
+    return [f"error: {error}"] if isinstance(error, UserError) else traceback.format_exception(error)
+
+
+def _send_output_to(log: Path) -> tuple[Any, Path]:
+    """Send this process's output to the log.
+
+    Returns the terminal, for what a person must see, and the script that repeats the step. UserError where neither can
+    be written.
+    """
     job = f", SLURM job {number}" if (number := slurm.own_job()) else ""
     now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-    print(f"--- {now}, {socket.gethostname()}{job}", file=sys.stderr, flush=True)
-    return terminal
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        script = _write_script(log.with_suffix(".sh"))
+        with log.open("a") as file:  # what earlier starts said stays
+            print(f"--- {now}, {socket.gethostname()}{job}", file=file, flush=True)
+            terminal = os.fdopen(os.dup(2), "w")
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+    except OSError as error:
+        raise UserError(f"{log}: this step's log cannot be written: {error.strerror}") from error
+    return terminal, script
 
 
 def _write_script(script: Path) -> Path:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from trialign.errors import UserError
 
 TIMEOUT = 60.0
+LOCAL_RETRY_SECONDS = "TRIALIGN_LOCAL_RETRY_SECONDS"  # set for steps that run beside a controller, not in jobs
 STEP_POLL_SECONDS = 0.5
 # squeue(1) and sacct(1), "JOB STATE CODES". What holds processes, what will, and what SLURM ended for its own reasons.
 ALIVE = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"})

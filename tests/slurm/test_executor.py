@@ -6,6 +6,7 @@ The steps are shell lines that write down each of their starts, so that a second
 from __future__ import annotations
 
 import base64
+import json
 import os
 import random
 import re
@@ -247,6 +248,23 @@ def test_a_failed_job_is_put_off_longer_each_time(plain: Cluster, workflow: Make
     assert flow.finish(flow.start("--retries", "2", "--trialign-slurm-retry-seconds", "3")) == 0
     first, second, third = map(int, (flow.folder / "starts/a").read_text().split())
     assert second - first >= 3 and third - second >= 6
+
+
+def test_a_step_beside_the_controller_that_fails_is_put_off_too(plain: Cluster, workflow: Make) -> None:
+    """And jobs of SLURM do not wait in their allocations."""
+    recipe = json.dumps({"step": "tokenizer", "version": 1, "vocab_size": 64, "chat_template": "zephyr"})
+    flow = workflow(
+        plain,
+        steps(["a"], body="echo ${{TRIALIGN_LOCAL_RETRY_SECONDS-none}} > told")
+        + "localrules: here\n"
+        + "rule here:\n    output: 'out/here'\n    params: recipe=" + repr(recipe) + "\n"
+        + "    shell: 'date +%s >> here; trialign step {params.recipe:q} corpus=missing --root r --output o --log l.log'\n",
+    )  # fmt: skip
+    options = ("--retries", "1", "--trialign-slurm-retry-seconds", "6", "--", "out/a", "out/here")
+    assert flow.finish(flow.start(*options)) != 0
+    first, second = map(int, (flow.folder / "here").read_text().split())
+    assert second - first >= 6 and "missing: this input does not exist" in flow.said()
+    assert (flow.folder / "told").read_text() == "none\n"
 
 
 def test_a_failed_job_says_how_it_ended(plain: Cluster, workflow: Make) -> None:

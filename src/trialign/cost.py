@@ -200,7 +200,7 @@ def train_flops(recipe: recipes.TrainRecipe, shape: Shape, rows: Rows) -> tuple[
     if training.max_steps and training.max_steps < steps:
         prompts = training.max_steps * training.batch
     once = forward_flops(shape, length, branches * length)  # a prompt's branches
-    mismatches = once if method.name == "kto" else 0  # scored by the policy without gradient, and by the reference
+    mismatches = once if method.reads_mismatched else 0  # scored by the policy without gradient, and by the reference
     stored = training.engine == "packed"  # the reference's are there
     scored = (once if method.needs_reference and not stored else 0) + (1 if stored else 2) * mismatches
     passes = 4 if training.gradient_checkpointing else 3

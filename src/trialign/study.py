@@ -454,7 +454,7 @@ def reading(experiment: Experiment, lineage: Lineage) -> str | None:
     method, training = methods.get(experiment.preset(stage).method), experiment.training_of(stage)
     if training.engine != "packed" or not method.needs_reference:
         return None
-    mismatched = ".mismatched" if method.name == "kto" else ""
+    mismatched = ".mismatched" if method.reads_mismatched else ""
     return f"{experiment.view(parent, stage)}.{training.precision}{mismatched}"
 
 

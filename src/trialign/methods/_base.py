@@ -95,7 +95,8 @@ class Method:
     parent's log-probabilities. micro_batch_is_global: whether TRL's loss depends on how a batch is split, so that the
     whole batch must be one micro-batch. trl: how stock TRL trains it. loss: the packed engine's, of some of the global
     batch's prompts; the sum over all of them is the loss; None: stock TRL alone trains it. reads_prompt: whether the
-    loss asks for the prompt's own log-probability.
+    loss asks for the prompt's own log-probability. reads_mismatched: whether it asks for those of the responses to
+    another prompt (`Norm.kl`).
     """
 
     name: str
@@ -108,6 +109,7 @@ class Method:
     trl: Callable[[Any], TrlSpec]
     loss: Callable[[Branches, Any, Norm], Terms] | None = None
     reads_prompt: bool = False
+    reads_mismatched: bool = False
 
     def parse(self, values: Mapping[str, Any]) -> Params:
         """Return the typed parameters; UserError, one line, naming each wrong one and what is allowed."""

@@ -58,4 +58,5 @@ METHOD = Method(
     micro_batch_is_global=True,
     trl=_trl,
     loss=_loss,
+    reads_mismatched=True,
 )

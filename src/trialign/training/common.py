@@ -86,7 +86,7 @@ def _sharded(training: Training) -> dict[str, Any]:
 
 
 def fields_of(
-    recipe: TrainRecipe, config: type, longest: int, *, micro_batch: int, accumulation: int, processes: int
+    recipe: TrainRecipe, config: type, *, micro_batch: int, accumulation: int, processes: int
 ) -> dict[str, Any]:
     """Return the config's fields that do not belong to the method's loss, those that `config` has."""
     training = recipe.training
@@ -128,8 +128,7 @@ def fields_of(
         "activation_checkpointing_kwargs": {"use_reentrant": False},
         "activation_offloading": False,
         "disable_dropout": training.dropout == 0,
-        # Data: token ids as they are. No row is longer than max_length, so nothing is cut.
-        "max_length": longest,
+        # Data: token ids as they are.
         "remove_unused_columns": False,
         "trust_remote_code": False,
         "model_init_kwargs": None,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,10 @@ class Examples(Dataset[Example]):
             self._prompts = _lists(table, "prompt")
             self._responses = [_lists(table, column) for column in VIEWS[view].values()]
 
+    @cached_property
+    def _previous(self) -> list[int]:
+        return previous_prompts(self._prompts)
+
     def __len__(self) -> int:
         return self._number
 
@@ -53,12 +58,8 @@ class Examples(Dataset[Example]):
         return Example(self._prompts[index], responses, masks, index)
 
     def mismatched(self, example: Example) -> Example:
-        """Return an example with the responses to the file's previous prompt that is another one, for KTO's KL term."""
-        for back in range(1, self._number):
-            other = self[(example.index - back) % self._number]
-            if not np.array_equal(other.prompt, example.prompt):
-                return example._replace(responses=other.responses)
-        raise UserError("method kto: all rows have one prompt: its KL term needs responses to another; give it more")
+        """Return an example with the responses to another prompt (`previous_prompts`), for KTO's KL term."""
+        return example._replace(responses=self[self._previous[example.index]].responses)
 
     def longest(self, *, mismatched: bool = False) -> int:
         """Return the tokens of the longest prompt with one response, or with any other prompt's."""
@@ -74,6 +75,21 @@ class Examples(Dataset[Example]):
     def tokens(self) -> int:
         """Return the tokens of all rows, each prompt counted once."""
         return sum(map(len, self._prompts)) + sum(len(ids) for column in self._responses for ids in column)
+
+
+def previous_prompts(prompts: Sequence[Sequence[int] | Ids]) -> list[int]:
+    """Return for each row the row nearest before it whose prompt is another one; before the first comes the last.
+
+    UserError where all rows have one prompt.
+    """
+    keys = [np.asarray(prompt, np.int32).tobytes() for prompt in prompts]
+    if keys.count(keys[0]) == len(keys):
+        raise UserError("method kto: all rows have one prompt: its KL term needs responses to another; give it more")
+    number = len(keys)
+    return [
+        next(other for back in range(1, number) if keys[other := (place - back) % number] != key)
+        for place, key in enumerate(keys)
+    ]
 
 
 def _lists(table: Any, name: str) -> list[Ids]:

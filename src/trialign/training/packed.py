@@ -62,10 +62,9 @@ def build_trainer(
 ) -> PackedTrainer:  # fmt: skip
     """Return the trainer of a recipe, whose checkpoints go to `scratch`."""
     model, tokenizer = load_parent(parent, recipe.training.dropout)
-    longest = max(each.longest() for each in data.values())
     # what a process draws is the global batch, of which it computes its rows: the Trainer is told of one batch a step
     fields = fields_of(
-        recipe, TrainingArguments, longest, micro_batch=recipe.training.batch, accumulation=1, processes=processes
+        recipe, TrainingArguments, micro_batch=recipe.training.batch, accumulation=1, processes=processes
     )
     trainer = with_whole_checkpoints(PackedTrainer, scratch)(
         recipe, model, data, reference, budget,
@@ -91,7 +90,7 @@ class PackedTrainer(Trainer):
         self.recipe, self.data, self.reference, self.budget = recipe, data, reference, tokens
         self.method = methods.get(recipe.method)
         self.params = self.method.parse(recipe.params)
-        attention.prepare(model, max(each.longest(mismatched=recipe.method == "kto") for each in data.values()))
+        attention.prepare(model, max(each.longest(mismatched=self.method.reads_mismatched) for each in data.values()))
         self.order = logps.attach(model)
         self.measured: list[torch.Tensor] = []
         super().__init__(model=model, train_dataset=data["train"], eval_dataset=data["eval"], **arguments)
@@ -173,9 +172,9 @@ class PackedTrainer(Trainer):
         }
         counts["prompt"] = sum(len(example.prompt) - 1 for example in batch)
         norm = Norm(len(batch), counts)
-        if self.method.name != "kto":
-            return norm
-        return dataclasses.replace(norm, kl=self._kl(model, split, batch))
+        if self.method.reads_mismatched:
+            norm = dataclasses.replace(norm, kl=self._kl(model, split, batch))
+        return norm
 
     def _kl(self, model: torch.nn.Module, split: str, batch: Sequence[Example]) -> float:
         """Return max(0, mean of log pi(y'|x) - log ref(y'|x)) over responses y' to other prompts (KTO, Eq. 7)."""

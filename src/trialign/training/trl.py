@@ -27,6 +27,7 @@ from trialign.recipes import TrainRecipe, View
 from trialign.steps import Step
 from trialign.training.callbacks import CheckpointClock, StopDiverged
 from trialign.training.common import Made, fields_of, load_parent, with_whole_checkpoints
+from trialign.training.examples import previous_prompts
 
 # The columns of the tokens file that are chosen and rejected in each view.
 _PAIRS: Mapping[View, tuple[str, str]] = {
@@ -114,8 +115,8 @@ def build_trainer(
     spec = _spec(recipe)
     stock, config = _import(spec.trainer), _import(spec.config)
     model, tokenizer = load_parent(parent, recipe.training.dropout)
-    longest = max(map(_longest, rows.values()))
-    fields = fields_of(recipe, config, longest, **split._asdict())
+    longest = max(map(_longest, rows.values()))  # no row is cut
+    fields = fields_of(recipe, config, **split._asdict())
     arguments: dict[str, Any] = {}
     if methods.get(recipe.method).needs_reference:
         arguments["ref_model"] = copy.deepcopy(model)
@@ -123,7 +124,7 @@ def build_trainer(
         arguments["data_collator"] = _unpairing(tokenizer.pad_token_id)
     trainer = spec.adapt(_fed(with_whole_checkpoints(stock, scratch)))(
         model=model,
-        args=config(**fields, **spec.fields, output_dir=str(scratch / "writing")),
+        args=config(**fields, **spec.fields, max_length=longest, output_dir=str(scratch / "writing")),
         train_dataset=rows["train"],
         eval_dataset=rows["eval"],
         processing_class=tokenizer,
@@ -211,14 +212,9 @@ def _pair(branches: Branches, view: View) -> dict[str, Any]:
 
 
 def _mismatched_pair(branches: Branches, view: View) -> dict[str, Any]:
-    """Return pairs, each with the responses to the previous prompt that is another one (as `Examples.mismatched`)."""
-    pairs, prompts = _pair(branches, view), branches["prompt"]
-    others = [
-        next((other for back in range(1, len(prompts)) if prompts[other := place - back] != prompt), None)
-        for place, prompt in enumerate(prompts)
-    ]
-    if None in others:
-        raise UserError("method kto: all rows have one prompt: its KL term needs responses to another; give it more")
+    """Return pairs, each with the responses to the previous prompt that is another one (`previous_prompts`)."""
+    pairs = _pair(branches, view)
+    others = previous_prompts(branches["prompt"])
     mismatches = {
         f"mismatched_{side}_ids": [pairs[f"{side}_ids"][k] for k in others] for side in ("chosen", "rejected")
     }

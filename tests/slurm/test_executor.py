@@ -258,7 +258,8 @@ def test_a_step_beside_the_controller_that_fails_is_put_off_too(plain: Cluster, 
         steps(["a"], body="echo ${{TRIALIGN_LOCAL_RETRY_SECONDS-none}} > told")
         + "localrules: here\n"
         + "rule here:\n    output: 'out/here'\n    params: recipe=" + repr(recipe) + "\n"
-        + "    shell: 'date +%s >> here; trialign step {params.recipe:q} corpus=missing --root r --output o --log l.log'\n",
+        + "    shell: 'date +%s >> here;'\n"
+        + "        ' trialign step {params.recipe:q} corpus=missing --root r --output o --log l.log'\n",
     )  # fmt: skip
     options = ("--retries", "1", "--trialign-slurm-retry-seconds", "6", "--", "out/a", "out/here")
     assert flow.finish(flow.start(*options)) != 0

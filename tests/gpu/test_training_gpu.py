@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-from trl_room import recipe
+from trl_room import recipe, run_of
 
 from trialign import methods
 from trialign.training import train
@@ -23,15 +23,17 @@ from pathlib import Path
 from trialign import recipes
 from trialign.steps import Step
 from trialign.training import train
-recipe, parent, tokens, out, scratch = sys.argv[1:]
-inputs = {"parent": (Path(parent),), "tokens": (Path(tokens),)}
+recipe, parent, tokens, reference, out, scratch = sys.argv[1:]
+names = ("parent", "tokens", "reference")
+inputs = {name: (Path(path),) for name, path in zip(names, (parent, tokens, reference)) if path}
 train.train(Step(recipes.parse(recipe), inputs, Path(out), Path(scratch)))
 """
 
 
 def alone(run, gpus: str) -> None:
     """Train in a process of its own that sees these GPUs, or none."""
-    arguments = [run.recipe.canonical(), run.input("parent"), run.input("tokens"), run.out, run.scratch]
+    inputs = [*(run.inputs.get(name, ("",))[0] for name in ("parent", "tokens", "reference"))]
+    arguments = [run.recipe.canonical(), *inputs, run.out, run.scratch]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": gpus}
     subprocess.run([sys.executable, "-c", ALONE, *map(str, arguments)], check=True, env=environment)
 
@@ -41,12 +43,15 @@ def losses(run) -> list[float]:
     return [entry["loss"] for entry in entries if "loss" in entry]
 
 
+@pytest.mark.parametrize("engine", ["trl", "packed"])
 @pytest.mark.parametrize("method", methods.names())
-def test_bf16_on_a_gpu_follows_fp32_on_the_cpu(method, models, tokens, step):
+def test_bf16_on_a_gpu_follows_fp32_on_the_cpu(method, engine, models, tokens, step, tmp_path):
     folder = tokens(16)
-    exact = step(recipe(method, **SETTINGS), models["mistral"], folder, "exact")
+    exact, mixed = (
+        run_of(step, tmp_path, method, models["mistral"], folder, name, engine=engine, precision=name, **SETTINGS)
+        for name in ("fp32", "bf16")
+    )
     alone(exact, "")
-    mixed = step(recipe(method, precision="bf16", **SETTINGS), models["mistral"], folder, "mixed")
     alone(mixed, "0")
     assert losses(mixed) == pytest.approx(losses(exact), rel=3e-2, abs=3e-2)
     weights = load_file(mixed.out / "model" / "model.safetensors")

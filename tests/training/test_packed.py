@@ -23,13 +23,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PhiConfig, Qwen3Config
-from trl_room import BOS, EOS, PARAMS, VOCAB, assert_same_run, recipe, training_process
+from trl_room import BOS, EOS, PARAMS, VOCAB, assert_same_run, recipe, run_of, training_process
 
-from trialign import methods
 from trialign.errors import UserError
-from trialign.recipes import ReferenceRecipe
-from trialign.steps import Step
-from trialign.training import logps, packed, reference, train
+from trialign.training import attention, logps, packed, train
 from trialign.training.callbacks import newest_checkpoint
 from trialign.training.rows import plan
 
@@ -229,6 +226,36 @@ def test_attention_without_segments_is_refused(engine):
         trainer.model.model(input_ids=torch.tensor([[5, 6, 7]]))
 
 
+def naive_varlen(q, k, v, starts_q, starts_k, longest_q, longest_k, *, scale, window_size, enable_gqa):
+    """varlen_attn by its documentation: each run of queries sees its own run of keys, causally from their ends."""
+    assert window_size == (-1, 0) and (longest_q, longest_k) == (starts_q.diff().max(), starts_k.diff().max())
+    assert starts_q.dtype == starts_k.dtype == torch.int32
+    found = torch.empty_like(q)
+    for head in range(q.shape[1]):
+        shared = head * k.shape[1] // q.shape[1] if enable_gqa else head
+        for (a, b), (c, d) in zip(starts_q.unfold(0, 2, 1).tolist(), starts_k.unfold(0, 2, 1).tolist(), strict=True):
+            scores = scale * q[a:b, head] @ k[c:d, shared].T
+            unseen = torch.ones_like(scores, dtype=torch.bool).triu(1 + (d - c) - (b - a))
+            found[a:b, head] = scores.masked_fill(unseen, -math.inf).softmax(-1) @ v[c:d, shared]
+    return found
+
+
+@pytest.mark.parametrize("architecture", ["mistral", "phi"])
+def test_the_call_for_gpus_attends_as_segments_do(architecture, engine, monkeypatch):
+    """Its kernel is written out here; tests/gpu has the real one."""
+    trainer, examples, _ = engine("tpo", PARAMS["tpo"], architecture, "feedback")
+    by_segments = logps_of(trainer, examples)
+    calls = []
+    monkeypatch.setattr(
+        "torch.nn.attention.varlen.varlen_attn", lambda *a, **k: calls.append(1) or naive_varlen(*a, **k)
+    )
+    monkeypatch.setattr(attention, "_by_segments", attention._varlen)
+    at_once = logps_of(trainer, examples)
+    assert calls
+    for one, other in zip(by_segments, at_once, strict=True):
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(one, other, strict=True))
+
+
 @given(
     lengths=st.lists(st.integers(1, 900), min_size=1, max_size=40),
     budget=st.integers(1, 2000),
@@ -246,18 +273,6 @@ def test_a_plan_holds_each_example_once_in_rows_of_the_budget(lengths, budget, r
 
 
 # --- whole runs -------------------------------------------------------------------------------------------------------
-
-
-def run_of(step: Any, tmp_path: Path, method: str, parent: Path, folder: Path, name: str, **training: Any) -> Any:
-    """Make a step; with the packed engine and a method that compares with the parent, after the step that reads it."""
-    made = step(recipe(method, learning_rate=1e-3, **training), parent, folder, name)
-    if made.recipe.training.engine == "packed" and methods.get(method).needs_reference:
-        out = tmp_path / f"{name} reference"
-        out.mkdir()
-        recipe_of = ReferenceRecipe(view=made.recipe.view, mismatched=method == "kto", precision="fp32")
-        reference.compute(Step(recipe_of, {"model": (parent,), "tokens": (folder,)}, out, out))
-        made = dataclasses.replace(made, inputs={**made.inputs, "reference": (out,)})
-    return made
 
 
 def losses(run: Any) -> list[float]:

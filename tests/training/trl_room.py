@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
 import random
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from trialign.recipes import TrainRecipe
+from trialign import methods
+from trialign.recipes import ReferenceRecipe, TrainRecipe
 from trialign.settings import Training
 from trialign.steps import Step
-from trialign.training import train, trl
+from trialign.training import reference, train, trl
 
 BOS, EOS, PAD, VOCAB = 0, 1, 2, 96
 VIEWS = {"sft": "reference", "tpo": "triple"}
@@ -55,6 +58,22 @@ def recipe(method: str, params: dict[str, Any] | None = None, view: str = "", se
         training=Training(**settings),
         seed=seed,
     )
+
+
+def run_of(
+    step: Any, folder_of_all: Path, method: str, parent: Path, tokens: Path, name: str, **training: Any
+) -> Step[TrainRecipe]:  # fmt: skip
+    """Make a step; with the packed engine and a method that compares with the parent, after the step that reads it."""
+    made = step(recipe(method, **{"learning_rate": 1e-3} | training), parent, tokens, name)
+    if made.recipe.training.engine == "packed" and methods.get(method).needs_reference:
+        out = folder_of_all / f"{name} reference"
+        out.mkdir()
+        recipe_of = ReferenceRecipe(
+            view=made.recipe.view, mismatched=method == "kto", precision=made.recipe.training.precision
+        )
+        reference.compute(Step(recipe_of, {"model": (parent,), "tokens": (tokens,)}, out, out))
+        made = dataclasses.replace(made, inputs={**made.inputs, "reference": (out,)})
+    return made
 
 
 def training_process(step: Step[TrainRecipe]) -> BaseProcess:

@@ -1,9 +1,9 @@
 """Attention over packed rows (`rows.Row`): by segments, exact, for every model that takes transformers' interface.
 
-A prompt attends to itself causally, a response to its whole prompt and to itself causally. On a CPU each segment is one
-call of scaled_dot_product_attention; on a GPU all of a row are one call of `torch.nn.attention.varlen`, with each
-response's keys gathered behind its prompt's. No mask of a whole row is ever made, and none is given to a model: a mask
-that is missing, or of another kind than the model expects, is silently wrong.
+A prompt attends to itself causally, a response to its whole prompt and to itself causally. Each segment is one call of
+scaled_dot_product_attention; on a GPU, in 16 bits, all of a row are one call of `torch.nn.attention.varlen`, whose
+kernels know no fp32, with each response's keys gathered behind its prompt's. No mask of a whole row is ever made, and
+none is given to a model: a mask that is missing, or of another kind than the model expects, is silently wrong.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trialign.training.rows import Segment
 NAME = "trialign_segments"
 _KINDS = ("full_attention", "sliding_attention")  # of layers
 _SCALED = ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling")  # of configs
-MASKS = 256  # masks of the CPU's responses that are kept: their shapes come again
+MASKS = 256  # masks of responses that are kept: their shapes come again
 
 
 def prepare(model: PreTrainedModel, longest: int) -> None:
@@ -59,7 +59,7 @@ def segment_attention(
     """
     if segments is None or attention_mask is not None or query.shape[0] != 1:
         raise RuntimeError(f"{NAME} attends in one row of segments, without a mask")
-    attend = _varlen if query.is_cuda else _by_segments
+    attend = _varlen if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) else _by_segments
     return attend(query, key, value, segments, scaling, dropout), None
 
 
@@ -76,15 +76,15 @@ def _by_segments(
         if context is None:
             parts.append(attend(q, k, v, is_causal=True))
             continue
-        mask = _mask(length, lengths[context])
+        mask = _mask(length, lengths[context], query.device)
         parts.append(attend(q, torch.cat((keys[context], k), 2), torch.cat((values[context], v), 2), attn_mask=mask))
     return torch.cat(parts, dim=2).transpose(1, 2)
 
 
 @lru_cache(maxsize=MASKS)
-def _mask(length: int, context: int) -> torch.Tensor:
+def _mask(length: int, context: int, device: torch.device) -> torch.Tensor:
     """Return (length, context + length): which keys a response's tokens see."""
-    return torch.ones(length, context + length, dtype=torch.bool).tril(context)
+    return torch.ones(length, context + length, dtype=torch.bool, device=device).tril(context)
 
 
 def _varlen(

@@ -2,6 +2,7 @@
 # make test    set-up and all tests
 # make soak    the long tests, run before a release; what they gave is in docs/soak.md and docs/reliability.md
 # make bench   data at full size, plans, submission to SLURM, training steps: seconds and memory, into results/bench/
+# make bench-gpu   training steps on a GPU (docs/performance.md)
 # make lint    linters    make report, make dag    the demo's report and rule graph    make lock    write the pins anew
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,7 +10,7 @@ DEMO := --profile profiles/demo
 RESULTS := results/demo
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo test soak bench lint report dag lock docs
+.PHONY: setup demo test soak bench bench-gpu lint report dag lock docs
 
 setup: .venv/installed
 
@@ -45,6 +46,9 @@ bench: setup
 	python -m benchmarks.plan
 	python -m benchmarks.submission
 	python -m benchmarks.engine
+
+bench-gpu: setup
+	python -m benchmarks.engine --device cuda
 
 lint: setup
 	ruff check .

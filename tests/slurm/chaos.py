@@ -41,7 +41,8 @@ class Chaos:
     """
 
     def __init__(self, study: Study, seed: int, disk: Path, options: tuple[str, ...] = ()) -> None:
-        self.study, self.random, self.disk, self.options = study, random.Random(seed), disk, options
+        self.study, self.seed, self.disk, self.options = study, seed, disk, options
+        self.random = random.Random(seed)
         self.hit: Counter[str] = Counter()
         self.done: Counter[str] = Counter()
         self.requeued: dict[str, float] = {}  # job -> when it was first seen to wait for another start
@@ -70,7 +71,7 @@ class Chaos:
 
     def told(self) -> str:
         """Return what was done, and what the controllers said."""
-        return "\n".join([*self.log, self.study.said()])
+        return "\n".join([f"seed {self.seed}", *self.log, self.study.said()])
 
     # --- events: each returns whether it could happen -----------------------------------------------------------------
 

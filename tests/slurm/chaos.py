@@ -37,12 +37,12 @@ class Victim(NamedTuple):
 class Chaos:
     """Does events to a study. seed: of which job, when; disk: where the results lie, small enough to be filled.
 
-    options: of the controller.
+    options: of the controller. pause: the longest between two events, in seconds.
     """
 
-    def __init__(self, study: Study, seed: int, disk: Path, options: tuple[str, ...] = ()) -> None:
+    def __init__(self, study: Study, seed: int, disk: Path, options: tuple[str, ...], pause: float) -> None:
         self.study, self.seed, self.disk, self.options = study, seed, disk, options
-        self.random = random.Random(seed)
+        self.random, self.pause = random.Random(seed), pause
         self.hit: Counter[str] = Counter()
         self.done: Counter[str] = Counter()
         self.requeued: dict[str, float] = {}  # job -> when it was first seen to wait for another start
@@ -61,7 +61,7 @@ class Chaos:
             if name:
                 order.remove(name)
                 self.done[name] += 1
-                time.sleep(self.random.uniform(0.2, 2))
+                self._wait(self.random.uniform(0.2, self.pause))
             self._hurry()
             time.sleep(0.2)
         while self.controller.poll() is None and time.monotonic() < end:
@@ -147,6 +147,12 @@ class Chaos:
 
     # --- how ----------------------------------------------------------------------------------------------------------
 
+    def _wait(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self._hurry()
+            time.sleep(0.2)
+
     def _fail(self, name: str, do: Callable[[Victim], object]) -> bool:
         victim = self._victim(lambda victim: self.hit[victim.output] < FAILURES_OF_ONE)
         if victim is None:
@@ -218,7 +224,7 @@ def _steps(results: Path) -> Iterator[tuple[str, tuple[int, str]]]:
 
 def survive(
     cluster: Cluster, folder: Path, quiet: dict[str, bytes], events: dict[str, int], *, seed: int,
-    configs: tuple[str, ...], seconds: float, options: tuple[str, ...] = (),
+    configs: tuple[str, ...], seconds: float, options: tuple[str, ...] = (), pause: float = 2,
 ) -> Chaos:  # fmt: skip
     """Assert that a study to which `events` happen ends with the `quiet` artifacts, and no two steps in one place."""
     spied = folder / "spied"
@@ -232,7 +238,7 @@ def survive(
             "TRIALIGN_CHECKPOINT_SECONDS": "0",
         }
         study = Study(folder / "study", cluster, results, configs, more=spy)
-        chaos = Chaos(study, seed, disk, options)
+        chaos = Chaos(study, seed, disk, options, pause)
         try:
             assert chaos.run(events, seconds) == 0, chaos.told()
         finally:

@@ -47,7 +47,15 @@ def test_a_long_chaos_changes_no_table(
     started = time.monotonic()
     cluster = request.getfixturevalue(kind)
     chaos = survive(
-        cluster, tmp_path, artifacts(quiet), EVENTS, seed=seed, configs=CHAOS, seconds=3000, options=AT_A_TIME
+        cluster,
+        tmp_path,
+        artifacts(quiet),
+        EVENTS,
+        seed=seed,
+        configs=CHAOS,
+        seconds=3000,
+        options=AT_A_TIME,
+        pause=10,
     )
     with capsys.disabled():
         print(f"\nchaos, {kind}, seed {seed}, {time.monotonic() - started:.0f} s:", *chaos.log, sep="\n  ")

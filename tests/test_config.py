@@ -497,12 +497,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     ({"resources__train__gpus": -1}, "config: resources.train.gpus: -1 is not allowed"),
     (
-        {"resources__train__gpus": 3},
-        "config: stages.sft.training.batch: 128 does not divide into micro-batches of 8 on 3 GPUs",
+        {"training__engine": "trl", "resources__train__gpus": 3},
+        "config: stages.sft.training.batch: 128 does not divide into micro-batches of 1 on 3 GPUs",
     ),
     (
-        {"resources__train": {"gpus": 2, "nodes": 3}},
-        "128 does not divide into micro-batches of 8 on 6 GPUs (resources.train: gpus x nodes)",
+        {"training__engine": "trl", "resources__train": {"gpus": 2, "nodes": 3}},
+        "128 does not divide into micro-batches of 1 on 6 GPUs (resources.train: gpus x nodes)",
     ),
     (
         {"resources__train": {"gpus": 0, "nodes": 2}},
@@ -510,8 +510,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     ({"resources__evaluate__nodes": 2}, "config: resources.evaluate.nodes: unknown key"),
     (
-        {"stages__tpo__training": {"micro_batch": 4}},
+        {"training__engine": "trl", "stages__tpo__training": {"micro_batch": 4}},
         "config: stages.tpo.training.micro_batch: TRL's loss of tpo depends on how a batch is split",
+    ),
+    (
+        {"stages__tpo__training": {"micro_batch": 4}},
+        "config: stages.tpo.training.micro_batch: the packed engine goes by micro_batch_tokens: leave it out",
     ),
     (
         {"stages__dpo__training": {"packing": 2048}},
@@ -551,8 +555,12 @@ def test_null_deletes_a_key_and_lists_are_replaced() -> None:
 
 
 def test_a_training_gets_the_gpus_of_all_its_nodes_unless_its_batch_must_be_whole() -> None:
-    experiment = config.load(wrong(resources__train={"gpus": 4, "nodes": 2}))
-    for lineage, gpus, nodes in (("mistral+sft+dpo", 8, 2), ("mistral+tpo", 1, 1)):
+    nodes = {"gpus": 4, "nodes": 2}
+    packed = config.load(wrong(resources__train=nodes))
+    stock = config.load(wrong(resources__train=nodes, training__engine="trl"))
+    for experiment, lineage, gpus, nodes in (
+        (stock, "mistral+sft+dpo", 8, 2), (stock, "mistral+tpo", 1, 1), (packed, "mistral+tpo", 8, 2),
+    ):  # fmt: skip
         asked = experiment.lineage(lineage)
         assert (study.train_gpus(experiment, asked), study.train_nodes(experiment, asked)) == (gpus, nodes)
         estimate = known.estimate(experiment, "train", {"lineage": str(asked), "seed": "42"})

@@ -39,7 +39,9 @@ GPU = Hardware(
 
 def train(method: str, view: str, **training: object) -> TrainRecipe:
     params = {"beta": 0.1} | ({"alpha": 1.0} if method == "tpo" else {}) if method != "sft" else {}
-    return TrainRecipe(method=method, params=params, view=view, training=Training(**training), seed=1)
+    return TrainRecipe(
+        method=method, params=params, view=view, training=Training(**{"engine": "trl", **training}), seed=1
+    )
 
 
 def counted(model: torch.nn.Module, rows: int, length: int, *, backward: bool) -> int:
@@ -140,9 +142,20 @@ def test_which_gpus_are_enough_follows_from_the_states_sharded_over_them() -> No
         assert cost.fits(cost.train_memory_mb(recipe, mistral, 1024, gpus), memory) is fits
 
 
-def test_what_fits_of_the_papers_trainings_on_its_four_a100() -> None:
+@pytest.fixture
+def by_trl(tmp_path: Path) -> config.Experiment:
+    """The paper's study by stock TRL, SFT in micro-batches."""
+    overlay = tmp_path / "trl.yaml"
+    overlay.write_text(
+        "training: {engine: trl}\nstages: {sft: {training: &few {micro_batch: 8}}, sft_trained: {training: *few},"
+        " sft10k: {training: *few}}\n"
+    )
+    return config.load_files([Path("config/config.yaml"), overlay])
+
+
+def test_what_fits_of_the_papers_trainings_by_trl_on_its_four_a100(by_trl: config.Experiment) -> None:
     """What the plan says of a GPU's room is what its memory says: a prompt or a token more is too much."""
-    paper = config.load_files([Path("config/config.yaml")])
+    paper = by_trl
     fitting = ["mistral+sft10k", "mistral+sft+dpo", "mistral+sft+ipo", "phi2+sft", "phi2+sft+dpo"]
     assert known.memory_problems(paper, fitting) == [] and paper.resources.train.gpus == 4
     split = known.memory_problems(paper, fitting, 32)
@@ -159,17 +172,20 @@ def test_what_fits_of_the_papers_trainings_on_its_four_a100() -> None:
     assert cost.room(recipe, paper.models["mistral"].shape, 1024, 1, 80) == (0, 0)
 
 
-def test_with_the_packed_engine_the_papers_trainings_fit_its_four_a100(tmp_path: Path) -> None:
+def test_the_papers_trainings_fit_its_four_a100() -> None:
     """Those that TRL keeps to one GPU, too; on smaller GPUs the line says how many tokens at a time would do."""
-    overlay = tmp_path / "packed.yaml"
-    overlay.write_text(
-        "training: {engine: packed}\nstages: {sft: {training: &trl {engine: trl}}, sft_trained: {training: *trl},"
-        " sft10k: {training: *trl}}\n"
-    )
-    paper = config.load_files([Path("config/config.yaml"), overlay])
-    lineages = ["mistral+tpo", "mistral+sft+kto", "mistral+orpo", "mistral+sft+dpo", "phi2+tpo", "phi2+sft+cpo"]
+    paper = config.load_files([Path("config/config.yaml")])
+    lineages = [
+        "mistral+sft10k",
+        "mistral+tpo",
+        "mistral+sft+kto",
+        "mistral+orpo",
+        "mistral+sft+dpo",
+        "phi2+tpo",
+        "phi2+sft+cpo",
+    ]
     assert known.memory_problems(paper, lineages) == []
-    assert [study.train_gpus(paper, paper.lineage(each)) for each in lineages] == [4] * 6
+    assert [study.train_gpus(paper, paper.lineage(each)) for each in lineages] == [4] * 7
     assert not any("TRL" in line for line in known.memory_problems(paper, lineages, 40))
     recipe, shape = train("tpo", "triple", engine="packed", micro_batch_tokens=4096), paper.models["mistral"].shape
     less = cost.train_memory_mb(recipe, shape, 1024, 4)

@@ -74,9 +74,16 @@ def test_more_jobs_at_a_time_take_less_time_down_to_the_critical_path() -> None:
     assert planned("results/table2.csv", "--rate", "3.5")["gpu_usd"] == pytest.approx(3.5 * one["gpu_hours"], abs=0.01)
 
 
-def test_training_that_does_not_fit_is_said_with_what_would() -> None:
-    """What can be split does fit the declared GPUs; what keeps to one is never told to take more."""
-    notes = [note for note in planned("all")["notes"] if note.startswith("training ")]
+def test_training_that_does_not_fit_is_said_with_what_would(tmp_path: Path) -> None:
+    """All fits the declared GPUs; by stock TRL, what keeps to one of them is never told to take more."""
+    assert not [note for note in planned("all")["notes"] if note.startswith("training ")]
+    overlay = tmp_path / "trl.yaml"
+    overlay.write_text(
+        "training: {engine: trl}\nstages: {sft: {training: &few {micro_batch: 8}}, sft_trained: {training: *few},"
+        " sft10k: {training: *few}}\n"
+    )
+    stock = planned("all", "--configfile", str(overlay))
+    notes = [note for note in stock["notes"] if note.startswith("training ")]
     assert [note.split()[1] for note in notes] == ["mistral", "phi2"]
     for note in notes:
         assert " on one GPU, of 80: TRL's loss of " in note and "resources.train.gpus" not in note

@@ -28,6 +28,14 @@ def paper() -> config.Experiment:
 
 
 @pytest.fixture
+def by_trl(paper: config.Experiment) -> config.Experiment:
+    """The paper's study with TPO by stock TRL, which keeps its batch whole on one GPU."""
+    tpo = paper.stages["tpo"]
+    stock = tpo.model_copy(update={"training": tpo.training.model_copy(update={"engine": "trl"})})
+    return paper.model_copy(update={"stages": {**paper.stages, "tpo": stock}})
+
+
+@pytest.fixture
 def no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A PATH on which a test can put an nvidia-smi of its own."""
     monkeypatch.setenv("PATH", f"{tmp_path}")
@@ -67,7 +75,7 @@ def test_a_machine_that_cannot_do_it_says_what_it_lacks_and_the_ways_forward(tmp
     )  # fmt: skip
     assert done.returncode != 0 and not results.exists()
     said = done.stdout.split("trialign: this machine cannot do that:\n")[1]
-    assert "  - GPUs: 26 jobs ask for up to 4 each (A100 80GB), and 0 are here\n" in said
+    assert "  - GPUs: 28 jobs ask for up to 4 each (A100 80GB), and 0 are here\n" in said
     assert "  - network: 5 download(s) (" in said and f"and {NOWHERE} does not answer" in said
     for way in ("--profile profiles/demo all", "--profile slurm", "trialign plan"):
         assert way in said
@@ -91,17 +99,17 @@ def test_a_login_node_needs_no_gpu_but_the_network(
 
 
 def test_what_the_declared_gpus_cannot_hold_does_not_reach_a_clusters_queue(
-    paper: config.Experiment, no_gpu: Path, monkeypatch: pytest.MonkeyPatch
+    by_trl: config.Experiment, no_gpu: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match=r"training mistral takes up to \d+ GB \(tpo\) on one GPU, of 80") as refused:
-        preflight.check(paper, [SPLIT, TRAIN], local=False)
+        preflight.check(by_trl, [SPLIT, TRAIN], local=False)
     said = str(refused.value)
     assert said.startswith("this cannot be done as it is declared:\n") and "under `hardware`" in said
     assert "resources.train.gpus" not in said and "trialign plan" in said
-    larger = paper.hardware.model_copy(update={"memory_gb": 288})
-    preflight.check(paper.model_copy(update={"hardware": larger}), [SPLIT, TRAIN], local=False)
+    larger = by_trl.hardware.model_copy(update={"memory_gb": 288})
+    preflight.check(by_trl.model_copy(update={"hardware": larger}), [SPLIT, TRAIN], local=False)
     monkeypatch.setenv("TRIALIGN_PREFLIGHT", "off")
-    preflight.check(paper, [SPLIT, TRAIN], local=False)
+    preflight.check(by_trl, [SPLIT, TRAIN], local=False)
 
 
 def test_a_hub_or_mirror_that_answers_is_a_network(
@@ -131,17 +139,19 @@ def test_each_host_is_asked_and_a_mirror_is_a_folder_that_is_there(
         preflight.check(study.model_copy(update={"mirror": "/nope"}), tasks[:1], local=True)
 
 
-def test_gpus_are_counted_and_measured(paper: config.Experiment, no_gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_counted_and_measured(
+    by_trl: config.Experiment, no_gpu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert preflight.gpu_memories() == []
     add_gpus(no_gpu, 81559, 81559)
     assert preflight.gpu_memories() == pytest.approx([79.6, 79.6], abs=0.1)
     with pytest.raises(UserError, match=r"training mistral takes up to \d+ GB \(tpo\) on one GPU"):
-        preflight.check(paper, [TRAIN], local=True)
+        preflight.check(by_trl, [TRAIN], local=True)
     add_gpus(no_gpu, 1_000_000)
-    preflight.check(paper, [TRAIN], local=True)
+    preflight.check(by_trl, [TRAIN], local=True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(UserError, match="and 0 are here"):
-        preflight.check(paper, [TRAIN], local=True)
+        preflight.check(by_trl, [TRAIN], local=True)
 
 
 def test_a_disk_that_is_too_small_is_said_and_the_check_can_be_passed(

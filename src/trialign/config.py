@@ -424,10 +424,11 @@ def _split_problems(experiment: Experiment, where: str, preset: StagePreset) -> 
 def _packed_problems(where: str, preset: StagePreset) -> Iterator[tuple[str, str]]:
     if methods.get(preset.method).loss is None:
         yield f"{where}.training.engine", f"method {preset.method} has no loss for the packed engine: set trl"
-    if preset.training.packing:
-        yield f"{where}.training.packing", "TRL packs for its own trainer: set engine: trl, or leave it out"
     if preset.training.micro_batch:
-        yield f"{where}.training.micro_batch", "the packed engine goes by micro_batch_tokens: leave it out"
+        yield (
+            f"{where}.training.micro_batch",
+            "the packed engine goes by micro_batch_tokens: leave it out, or set engine: trl",
+        )
 
 
 def _source_problems(experiment: Experiment) -> Iterator[tuple[str, str]]:

@@ -220,7 +220,7 @@ def train_memory_mb(recipe: recipes.TrainRecipe, shape: Shape, longest: int, gpu
 
 def packed_mb(recipe: recipes.TrainRecipe, shape: Shape, longest: int, tokens: int) -> float:
     """Return the memory of a packed row of `tokens`, or of one example that is longer, and of its examples' logits."""
-    example = BRANCHES[recipe.view] * longest
+    example = recipe.training.packing or BRANCHES[recipe.view] * longest
     logits = 2 * 4 * max(_CHUNK_LOGITS, example * shape.vocab_size)  # in fp32, in place, and what makes them
     return (max(tokens, example) * _activations(recipe, shape) + logits) / MB
 

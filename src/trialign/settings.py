@@ -100,7 +100,9 @@ class Training(Settings):
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps that warm up")
     batch: int = Field(default=16, gt=0, description="global batch, in prompts, over all devices")
     micro_batch: int | None = Field(
-        default=None, gt=0, description="prompts of one forward pass on one device; null: the batch over the devices"
+        default=None,
+        gt=0,
+        description="engine trl: prompts of one forward pass on one device; null: the batch over the devices",
     )
     epochs: float = Field(default=1, gt=0, description="passes over the training data")
     max_steps: int | None = Field(default=None, gt=0, description="stop after this many steps; null: by epochs")
@@ -112,11 +114,11 @@ class Training(Settings):
     precision: Literal["bf16", "fp32"] = Field(default="bf16", description="compute precision; master weights are fp32")
     published_dtype: Literal["fp32", "bf16"] = Field(default="fp32", description="dtype of the weights that are saved")
     engine: Literal["packed", "trl"] = Field(
-        default="trl",
+        default="packed",
         description="what trains: the packed engine (each prompt once, nothing padded), or the stock TRL trainer",
     )
     micro_batch_tokens: int = Field(
-        default=16_384, gt=0, description="packed engine: tokens of one forward pass on one device, at most"
+        default=16_384, gt=0, description="engine packed: tokens of one forward pass on one device, at most"
     )
     packing: int | None = Field(
         default=None,

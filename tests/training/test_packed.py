@@ -246,14 +246,31 @@ def test_the_call_for_gpus_attends_as_segments_do(architecture, engine, monkeypa
     trainer, examples, _ = engine("tpo", PARAMS["tpo"], architecture, "feedback")
     by_segments = logps_of(trainer, examples)
     calls = []
+    attention._check_kernel.cache_clear()
     monkeypatch.setattr(
         "torch.nn.attention.varlen.varlen_attn", lambda *a, **k: calls.append(1) or naive_varlen(*a, **k)
     )
+    attention._check_kernel(torch.device("cpu"), torch.float32, 4, {"mistral": 2, "phi": 4}[architecture], 8)
     monkeypatch.setattr(attention, "_by_segments", attention._varlen)
     at_once = logps_of(trainer, examples)
     assert calls
     for one, other in zip(by_segments, at_once, strict=True):
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(one, other, strict=True))
+
+
+def test_a_kernel_that_aligns_otherwise_is_refused(monkeypatch):
+    """Queries at the start of their keys, as torch aligns `is_causal`, instead of at their end."""
+
+    def aligned_at_the_start(q, k, v, starts_q, starts_k, *_, scale, **__):
+        spans = zip(starts_q.unfold(0, 2, 1).tolist(), starts_k.unfold(0, 2, 1).tolist(), strict=True)
+        parts = [(x.transpose(0, 1) for x in (q[a:b], k[c:d], v[c:d])) for (a, b), (c, d) in spans]
+        attend = torch.nn.functional.scaled_dot_product_attention
+        return torch.cat([attend(*p, is_causal=True, scale=scale, enable_gqa=True).transpose(0, 1) for p in parts])
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", aligned_at_the_start)
+    attention._check_kernel.cache_clear()
+    with pytest.raises(UserError, match=r"varlen attention of this GPU .* is off by .* set training.engine: trl"):
+        attention._check_kernel(torch.device("cpu"), torch.float32, 4, 2, 16)
 
 
 @given(
@@ -346,14 +363,21 @@ def test_a_policy_that_is_its_reference_has_a_dpo_loss_of_ln_2(step, models, tok
     assert losses(child)[0] == pytest.approx(math.log(2), abs=1e-6)
 
 
-def test_conversations_are_trained_as_by_the_stock_trainer(step, models, tmp_path):
+@pytest.mark.parametrize("packing", [None, 9])
+def test_conversations_are_trained_as_by_the_stock_trainer(packing, step, models, tmp_path):
+    """One a row, or wrapped into rows of 9 tokens: 27 of them are 3 rows."""
     ids = [[0, 5, 6, 7, 1, 8, 9, 1], [0, 9, 8, 7, 6, 1], [0, 4, 4, 1], [0, 3, 9, 9, 5, 1, 7, 1, 1]]
     mask = [[0, 0, 0, 1, 1, 0, 1, 1], [0, 0, 0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1, 1, 1, 0, 0, 1]]
     columns = {"input_ids": pa.array(ids, pa.list_(pa.int32())), "loss_mask": pa.array(mask, pa.list_(pa.int8()))}
     for split in ("train", "eval"):
         pq.write_table(pa.table({"prompt_id": list("abcd"), **columns}), tmp_path / f"{split}.parquet")
     runs = [
-        step(recipe("sft", view="conversation", engine=engine, batch=3), models["mistral"], tmp_path, engine)
+        step(
+            recipe("sft", view="conversation", engine=engine, batch=3, packing=packing, epochs=3),
+            models["mistral"],
+            tmp_path,
+            engine,
+        )
         for engine in ("trl", "packed")
     ]
     facts = [train.train(run) for run in runs]

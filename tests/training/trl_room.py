@@ -49,8 +49,8 @@ def triples(n: int, seed: int) -> pa.Table:
 
 
 def recipe(method: str, params: dict[str, Any] | None = None, view: str = "", seed: int = 0, **training: Any):
-    """A recipe of `method` with the tests' parameters and view, batch 4, fp32."""
-    settings = {"learning_rate": 1e-2, "precision": "fp32", "batch": 4, **training}
+    """A recipe of `method` with the tests' parameters and view, batch 4, fp32, for stock TRL."""
+    settings = {"learning_rate": 1e-2, "precision": "fp32", "batch": 4, "engine": "trl", **training}
     return TrainRecipe(
         method=method,
         params=PARAMS[method] if params is None else params,

@@ -148,19 +148,18 @@ def test_seen_and_unseen_items_are_told_apart_without_training_again(finished_st
 
 
 def test_the_packed_engine_reads_the_parents_log_probabilities_once(finished_study: Path, tmp_path: Path) -> None:
-    """One file of them serves all betas of two methods; KTO has its own, with mismatches; TPO needs none."""
+    """The file of the study's own DPO serves all betas of two methods; KTO has one with mismatches; TPO needs none."""
     results, overlay = tmp_path / "study", tmp_path / "packed.yaml"
     shutil.copytree(finished_study, results)
     (results / "table1.csv").unlink()
     stages = ["dpo@beta=0.2", "dpo@beta=0.3", "ipo@beta=0.1", "kto@beta=0.1", "tpo@alpha=0.5@beta=0.5"]
     rows = [f"mistral+sft+{stage}" for stage in stages]
     overlay.write_text(
-        "training: {engine: packed}\nstages: {sft: {training: {engine: trl}}}\n"
         f"artifacts: {{table1: {{rows: {json.dumps(rows)}, columns: [arc]}}, table2: null, figure2: null}}\n"
     )
     arguments = [*TEST_CONFIG, str(overlay), "--config", f"results_dir={results}", "--cores", "2", "--nolock"]
     plan = command("snakemake", *arguments, "-n", "--", f"{results}/table1.csv")
-    assert planned(plan.stdout) == {"reference": 2, "train": 5, "evaluate": 5, "table": 1, "total": 13}, plan.stdout
+    assert planned(plan.stdout) == {"reference": 1, "train": 5, "evaluate": 5, "table": 1, "total": 12}, plan.stdout
     done = command("snakemake", *arguments, "--", f"{results}/table1.csv")
     assert done.returncode == 0, done.stdout
     facts = [json.loads((results / "runs" / row / "seed1/run.json").read_text())["facts"] for row in rows]

@@ -22,6 +22,7 @@ from trialign.training.rows import Segment
 NAME = "trialign_segments"
 _KINDS = ("full_attention", "sliding_attention")  # of layers
 _SCALED = ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling")  # of configs
+KERNEL_ERROR = 0.05  # of values around 1 in 16 bits, whose rounding is 0.01
 MASKS = 256  # masks of responses that are kept: their shapes come again
 
 
@@ -91,10 +92,40 @@ def _varlen(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: tuple[Segment, ...], scaling: float,
     dropout: float,
 ) -> torch.Tensor:  # fmt: skip
-    from torch.nn.attention.varlen import varlen_attn
-
     if dropout:
         raise UserError("attention dropout is not offered by varlen attention: set training.dropout: 0")
+    _check_kernel(query.device, query.dtype, query.shape[1], key.shape[1], query.shape[3])
+    return _call_varlen(query, key, value, segments, scaling)
+
+
+@lru_cache
+def _check_kernel(device: torch.device, dtype: torch.dtype, heads: int, key_heads: int, width: int) -> None:
+    """Raise UserError where this GPU's kernel attends otherwise than segment by segment: it would train silently wrong.
+
+    How it aligns queries with more keys than there are queries is known by no other sign.
+    """
+    segments = (Segment(37, None), Segment(20, 0), Segment(70, 0), Segment(1, None), Segment(5, 3))
+    tokens = sum(segment.length for segment in segments)
+    chance = torch.Generator(device).manual_seed(0)
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        query, key, value = (
+            torch.randn(1, number, tokens, width, generator=chance, device=device, dtype=dtype)
+            for number in (heads, key_heads, key_heads)
+        )
+        found = _call_varlen(query, key, value, segments, width**-0.5).float()
+        exact = _by_segments(query.float(), key.float(), value.float(), segments, width**-0.5, 0.0)
+    if (error := (found - exact).abs().max().item()) > KERNEL_ERROR:
+        raise UserError(
+            f"varlen attention of this GPU and torch {torch.__version__} is off by {error:.2g}: set training.engine: "
+            "trl, or another torch"
+        )
+
+
+def _call_varlen(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: tuple[Segment, ...], scaling: float
+) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
     places, starts_q, starts_k, longest_q, longest_k = _varlen_plan(segments, query.device)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, d)
     found = varlen_attn(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
@@ -16,6 +17,7 @@ from torch.utils.data import Dataset
 from trialign.errors import UserError
 from trialign.recipes import View
 from trialign.training.rows import Example, Ids
+from trialign.training.wrapping import wrapped
 
 # What a view's branches are called in the losses, and which columns of the tokens file they are.
 VIEWS: Mapping[View, Mapping[str, str]] = {
@@ -27,16 +29,21 @@ VIEWS: Mapping[View, Mapping[str, str]] = {
 
 
 class Examples(Dataset[Example]):
-    """The rows of a tokens file as examples. branches: names of their responses, in order."""
+    """The rows of a tokens file as examples. branches: names of their responses, in order.
 
-    def __init__(self, file: Path, view: View) -> None:
+    packing, seed: SFT's rows of so many tokens (`wrapping`), None for one a conversation. Of what has a loss mask the
+    first token is the prompt, and the rest the response.
+    """
+
+    def __init__(self, file: Path, view: View, packing: int | None = None, seed: int = 0) -> None:
         table = pq.read_table(file)
         if not len(table):
             raise UserError(f"{file} has no rows: nothing to train or to evaluate on; give its data more rows")
         self.branches: tuple[str, ...] = ("reference",) if view == "conversation" else tuple(VIEWS[view])
-        self._number = len(table)
         self._masks: list[NDArray[np.bool_]] | None = None
-        if view == "conversation":
+        if packing:
+            table = wrapped(_masked(table, view), packing, seed)
+        if "loss_mask" in table.column_names:
             whole = _lists(table, "input_ids")
             self._prompts = [ids[:1] for ids in whole]
             self._responses = [[ids[1:] for ids in whole]]
@@ -44,6 +51,7 @@ class Examples(Dataset[Example]):
         else:
             self._prompts = _lists(table, "prompt")
             self._responses = [_lists(table, column) for column in VIEWS[view].values()]
+        self._number = len(self._prompts)
 
     @cached_property
     def _previous(self) -> list[int]:
@@ -90,6 +98,16 @@ def previous_prompts(prompts: Sequence[Sequence[int] | Ids]) -> list[int]:
         next(other for back in range(1, number) if keys[other := (place - back) % number] != key)
         for place, key in enumerate(keys)
     ]
+
+
+def _masked(table: pa.Table, view: View) -> pa.Table:
+    """Return what SFT reads as whole sequences, and which of their tokens count."""
+    if view == "conversation":
+        return table.select(["input_ids", "loss_mask"])
+    pairs = list(zip(_lists(table, "prompt"), _lists(table, "reference"), strict=True))
+    ids = [np.concatenate(pair) for pair in pairs]
+    masks = [np.repeat(np.array([0, 1], np.int8), [len(prompt), len(response)]) for prompt, response in pairs]
+    return pa.table({"input_ids": pa.array(ids), "loss_mask": pa.array(masks)})
 
 
 def _lists(table: Any, name: str) -> list[Ids]:

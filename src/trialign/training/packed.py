@@ -37,9 +37,11 @@ def make(step: Step[TrainRecipe], at_most: int | None) -> Made:
     recipe, processes = step.recipe, step.processes * step.nodes
     if methods.get(recipe.method).loss is None:
         raise UserError(f"method {recipe.method} has no loss for the packed engine: set training.engine: trl")
-    if recipe.training.packing:
-        raise UserError("the packed engine takes conversations as they are: training.packing is for engine: trl")
-    data = {split: Examples(step.input("tokens") / f"{split}.parquet", recipe.view) for split in ("train", "eval")}
+    packings = {"train": recipe.training.packing, "eval": None}
+    data = {
+        split: Examples(step.input("tokens") / f"{split}.parquet", recipe.view, packing, recipe.seed)
+        for split, packing in packings.items()
+    }
     budget = min(recipe.training.micro_batch_tokens, at_most or recipe.training.micro_batch_tokens)
     stored = step.inputs.get("reference")
     reference = {split: load(stored[0], split) if stored else {} for split in data}

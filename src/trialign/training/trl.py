@@ -28,6 +28,7 @@ from trialign.steps import Step
 from trialign.training.callbacks import CheckpointClock, StopDiverged
 from trialign.training.common import Made, fields_of, load_parent, with_whole_checkpoints
 from trialign.training.examples import previous_prompts
+from trialign.training.wrapping import wrapped
 
 # The columns of the tokens file that are chosen and rejected in each view.
 _PAIRS: Mapping[View, tuple[str, str]] = {
@@ -162,7 +163,7 @@ def _fed(stock: type[Trainer]) -> type[Trainer]:
 
 
 def _packed(rows: datasets.Dataset, recipe: TrainRecipe) -> tuple[datasets.Dataset, int]:
-    """Return conversations in rows of `training.packing` tokens, by TRL, and how many of these rows are left out.
+    """Return conversations in rows of `training.packing` tokens, and how many of these rows are left out.
 
     Rows that do not fill a last batch, which could not be split over devices as the others are, are left out: they are
     the end of a shuffled order. How many there will be, no config can know. Where the recipe packs nothing, all rows
@@ -170,12 +171,9 @@ def _packed(rows: datasets.Dataset, recipe: TrainRecipe) -> tuple[datasets.Datas
     """
     if recipe.training.packing is None:
         return rows, 0
-    from trl.data_utils import pack_dataset
-
-    shuffled = datasets.Dataset(rows.data).shuffle(seed=recipe.seed)  # else neighbours in the file stay neighbours
-    packed = pack_dataset(shuffled, recipe.training.packing, "wrapped")
+    packed = wrapped(rows.data.table, recipe.training.packing, recipe.seed)
     left_out = len(packed) % recipe.training.batch if len(packed) > recipe.training.batch else 0
-    return _Tokenised(packed.data.slice(0, len(packed) - left_out)), left_out
+    return _Tokenised(datasets.table.InMemoryTable(packed.slice(0, len(packed) - left_out))), left_out
 
 
 class _Tokenised(datasets.Dataset):

@@ -40,12 +40,13 @@ soak: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-soak.txt
 	pytest -m soak -s tests
 
-bench: setup
+bench: demo
 	python -m benchmarks.triples
 	python -m benchmarks.overlap
 	python -m benchmarks.plan
 	python -m benchmarks.submission
 	python -m benchmarks.engine
+	python -m benchmarks.demo_training
 
 bench-gpu: setup
 	python -m benchmarks.engine --device cuda

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from benchmarks.demo_training import trained
 from tests.conftest import command
 from trialign import config, study
 
@@ -52,6 +53,15 @@ def test_figures_are_there_in_every_form(demo: Path, name: str) -> None:
     for form, magic in (("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")):
         assert (demo / f"{name}.{form}").read_bytes().startswith(magic)
     assert "tiny models on a generated world" in (demo / f"{name}.svg").read_text()
+
+
+@pytest.mark.parametrize("lineage", ["mistral+tpo@alpha=0.9@beta=0.2", "mistral+sft+kto@beta=0.1"])
+def test_stock_trl_ends_with_the_same_evaluation_loss(demo: Path, lineage: str) -> None:
+    """On the same data, from the same parent, over a whole epoch."""
+    ours = json.loads((demo / "runs" / lineage / "seed1/run.json").read_text())
+    assert ours["recipe"]["training"]["engine"] == "packed"
+    stock = trained(lineage, "trl", demo)
+    assert stock["eval_loss"] == pytest.approx(ours["facts"]["final"]["loss"], abs=1e-3)
 
 
 def test_the_papers_layout(demo: Path) -> None:

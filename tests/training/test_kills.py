@@ -7,10 +7,11 @@ import random
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from trl_room import PARAMS, assert_same_run, recipe, training_process
+from trl_room import PARAMS, assert_same_run, run_of, training_process
 
 from trialign.training.callbacks import newest_checkpoint
 
@@ -19,18 +20,18 @@ pytestmark = pytest.mark.soak
 
 
 @pytest.mark.timeout(1800)
+@pytest.mark.parametrize("engine", ["packed", "trl"])
 @pytest.mark.parametrize("method", sorted(PARAMS))
-def test_kills_at_random_moments_change_no_bit(method, models, tokens, step, monkeypatch) -> None:
+def test_kills_at_random_moments_change_no_bit(method, engine, models, tokens, step, tmp_path, monkeypatch) -> None:
     """Twenty runs, each killed once or more at a moment of the whole run's span, imports left out, and resumed."""
     seed = int(os.environ.get("TRIALIGN_SOAK_SEED", str(time.time_ns() % 10_000)))
     chance, folder = random.Random(f"{seed} {method}"), tokens(18)
     monkeypatch.setenv("TRIALIGN_CHECKPOINT_SECONDS", "0")
-    made = recipe(method, epochs=8, learning_rate=1e-3)
-    whole = step(made, models["phi"], folder, "whole")
+    whole = run_of(step, tmp_path, method, models["phi"], folder, "whole", engine=engine, epochs=8)
     span = _finish(whole)
     at = []
     for number in range(KILLS):
-        run = step(made, models["phi"], folder, f"killed{number}")
+        run = replace(step(whole.recipe, models["phi"], folder, f"killed{number}"), inputs=whole.inputs)
         while True:
             process = training_process(run)
             process.join(chance.uniform(0, span))
@@ -49,7 +50,7 @@ def test_kills_at_random_moments_change_no_bit(method, models, tokens, step, mon
         run.out.mkdir()
         _finish(run)
         assert_same_run(whole, run)
-    print(f"{method}, seed {seed}: {KILLS} kills, resumed at steps {sorted(at)} of 40")
+    print(f"{method}, {engine}, seed {seed}: {KILLS} kills, resumed at steps {sorted(at)} of 40")
 
 
 def _finish(run) -> float:

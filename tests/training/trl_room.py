@@ -17,7 +17,7 @@ from trialign import methods
 from trialign.recipes import ReferenceRecipe, TrainRecipe
 from trialign.settings import Training
 from trialign.steps import Step
-from trialign.training import reference, train, trl
+from trialign.training import packed, reference, train, trl
 
 BOS, EOS, PAD, VOCAB = 0, 1, 2, 96
 VIEWS = {"sft": "reference", "tpo": "triple"}
@@ -79,7 +79,7 @@ def run_of(
 def training_process(step: Step[TrainRecipe]) -> BaseProcess:
     """Start a step's training in a process of its own, forked from one that has imported the trainers."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload([train.__name__, trl.__name__])
+    server.set_forkserver_preload([train.__name__, trl.__name__, packed.__name__])
     process = server.Process(target=_train, args=(step, dict(os.environ)))
     process.start()
     return process

@@ -117,7 +117,7 @@ class Chaos:
         os.kill(self.controller.pid, signal.SIGKILL)
         self.controller.wait()
         self.controller = self._start()
-        self.study.wait_for("a second start", lambda: "Job stats" in self.study.said(-1), 60)
+        self.study.wait_for("a second start", lambda: "Job stats" in self.study.said(-1), 120)
         return True
 
     def second_controller(self) -> bool:
@@ -125,7 +125,7 @@ class Chaos:
         if not self._victim(lambda victim: True):
             return False
         self._say("second_controller", None)
-        assert self.study.finish(self._start(), 60) != 0
+        assert self.study.finish(self._start(), 120) != 0
         assert "is at work in this folder" in self.study.said(-1), self.study.said(-1)
         return self.controller.poll() is None
 
@@ -173,7 +173,7 @@ class Chaos:
             self.study.cluster.run(
                 "sbatch", "-p", "high", "-w", victim.node, "--exclusive", "-t1", "-o", "/dev/null", "--wrap", "sleep 2"
             )
-            self.study.wait_for("preemption", lambda: victim.job not in {each.job for each in self._victims()}, 60)
+            self.study.wait_for("preemption", lambda: victim.job not in {each.job for each in self._victims()}, 120)
         return victim is not None
 
     def _victim(self, fits: Callable[[Victim], bool]) -> Victim | None:

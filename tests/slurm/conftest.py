@@ -76,7 +76,7 @@ class Workflow:
         self.controllers.append(controller)
         return controller
 
-    def finish(self, controller: subprocess.Popen[str], seconds: float = 90) -> int:
+    def finish(self, controller: subprocess.Popen[str], seconds: float = 180) -> int:
         """Wait for a controller, kill it after `seconds`. Returns its exit status."""
         try:
             return controller.wait(timeout=seconds)
@@ -90,7 +90,7 @@ class Workflow:
         logs = [(self.folder / f"controller{k}.log").read_text() for k in range(len(self.controllers))]
         return "\n".join([logs[k] for k in which] or logs)
 
-    def wait_for(self, what: str, seen: Callable[[], bool], seconds: float = 40) -> None:
+    def wait_for(self, what: str, seen: Callable[[], bool], seconds: float = 90) -> None:
         """Wait until something is so."""
         end = time.monotonic() + seconds
         while not seen():

@@ -1,6 +1,6 @@
 """A training step of the packed engine beside the stock TRL trainer's: time and peak memory, ratios with spread.
 
-    python -m benchmarks.engine                        all cases of a CPU, all methods
+    python -m benchmarks.engine                        TPO in all cases of a CPU, the other methods in one of them
     python -m benchmarks.engine --device cuda          those of a GPU (make bench-gpu)
     python -m benchmarks.engine --case mistral-32k --method tpo --method dpo
 
@@ -81,26 +81,35 @@ CASES = {
         "mistral", layers=2, vocabulary=32_000, prompt=1200, response=300, batch=8, **_SEVEN_B
     ),
 }
+WHOLE = {"cpu": "mistral-4k", "cuda": "mistral-7b-2-layers"}  # device -> the case in which all methods are measured
 
 
 def main() -> None:
     """Measure the cases and methods that are asked for, and write the records."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to measure")
-    parser.add_argument("--case", action="append", choices=CASES, help="a case; all of the device where none is given")
-    parser.add_argument("--method", action="append", choices=PARAMS, help="a method; all where none is given")
+    parser.add_argument("--case", action="append", choices=CASES, help="a case; may be given again")
+    parser.add_argument("--method", action="append", choices=PARAMS, help="a method; may be given again")
     parser.add_argument("--turns", type=int, default=TURNS, help="processes of each engine")
     asked = parser.parse_args()
     rate = matmul_rate(asked.device)
     records = []
-    for name in asked.case or [name for name, case in CASES.items() if case.device == asked.device]:
-        for method in asked.method or PARAMS:
-            records.append(compare(name, method, asked.turns, rate))
-            print(json.dumps(records[-1]), flush=True)
+    for name, method in pairs(asked.device, asked.case, asked.method):
+        records.append(compare(name, method, asked.turns, rate))
+        print(json.dumps(records[-1]), flush=True)
     told = {"device": device_name(asked.device), "matmul_gflops": round(rate / 1e9, 1), "records": records}
     RESULTS.mkdir(parents=True, exist_ok=True)
     result = RESULTS / ("engine.json" if asked.device == "cpu" else f"engine-{asked.device}.json")
     result.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def pairs(device: str, cases: list[str] | None, methods: list[str] | None) -> list[tuple[str, str]]:
+    """Return the cases and methods to measure: what is asked for, else TPO in all cases and all methods in one."""
+    there = [name for name, case in CASES.items() if case.device == device]
+    if cases or methods:
+        return [(name, method) for name in cases or there for method in methods or PARAMS]
+    whole = WHOLE[device]
+    return [(name, method) for name in there for method in PARAMS if method == "tpo" or name == whole]
 
 
 def compare(name: str, method: str, turns: int, rate: float) -> dict[str, Any]:

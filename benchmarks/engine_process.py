@@ -79,6 +79,7 @@ def _write_model(case: Case, folder: Path) -> None:
 
 def steps(engine: str, method: str, case: Case, folder: Path) -> dict[str, Any]:
     """Return the seconds of a step and the peak memory above what the trainer takes before the first."""
+    torch.set_flush_denormal(True)  # as `train` does for both
     trainer, batch = (_stock if engine == "trl" else _ours)(recipe_of(method, case), folder)
     trainer.current_gradient_accumulation_steps = 1  # as `train` sets it
     before = _memory(case.device, peak=False)

@@ -101,12 +101,15 @@ class PackedTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return global batches, the same for each process, in an order drawn from the seed and the epoch."""
-        return _Batches(
+        batches = _Batches(
             self.data["train"],
             batch_size=self.recipe.training.batch,
             sampler=SeedableRandomSampler(self.data["train"], data_seed=self.recipe.seed),
             collate_fn=list,
         )
+        # in the epoch that a run is resumed in, the Trainer has a loader of its own over this batch sampler
+        batches.batch_sampler.set_epoch = batches.sampler.set_epoch
+        return batches
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Return 0: the Trainer's count is of padded batches."""

@@ -15,6 +15,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 SWITCHED_OFF = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HOME")
 REPOSITORY = Path(__file__).parents[1]
+# an overlay: the paper's study by stock TRL, SFT in micro-batches
+BY_TRL = """
+training: {engine: trl}
+stages: {sft: {training: &few {micro_batch: 8}}, sft_trained: {training: *few}, sft10k: {training: *few}}
+"""
 TEST_CONFIG = ["--workflow-profile", "none", "--configfile", "config/demo.yaml", "config/test.yaml"]
 
 

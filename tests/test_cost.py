@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PhiConfig, PhiForCausalLM
 
+from tests.conftest import BY_TRL
 from trialign import config, cost, known, study
 from trialign.assumptions import Expectations, ExpectedAnswers, ExpectedBenchmark, ExpectedJudge, Hardware
 from trialign.cost import Known, Rows, estimate, forward_flops, train_flops
@@ -146,10 +147,7 @@ def test_which_gpus_are_enough_follows_from_the_states_sharded_over_them() -> No
 def by_trl(tmp_path: Path) -> config.Experiment:
     """The paper's study by stock TRL, SFT in micro-batches."""
     overlay = tmp_path / "trl.yaml"
-    overlay.write_text(
-        "training: {engine: trl}\nstages: {sft: {training: &few {micro_batch: 8}}, sft_trained: {training: *few},"
-        " sft10k: {training: *few}}\n"
-    )
+    overlay.write_text(BY_TRL)
     return config.load_files([Path("config/config.yaml"), overlay])
 
 

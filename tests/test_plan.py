@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TEST_CONFIG, command
+from tests.conftest import BY_TRL, TEST_CONFIG, command
 from trialign import config, known, plan
 from trialign.plan import Dag, Job
 
@@ -78,10 +78,7 @@ def test_training_that_does_not_fit_is_said_with_what_would(tmp_path: Path) -> N
     """All fits the declared GPUs; by stock TRL, what keeps to one of them is never told to take more."""
     assert not [note for note in planned("all")["notes"] if note.startswith("training ")]
     overlay = tmp_path / "trl.yaml"
-    overlay.write_text(
-        "training: {engine: trl}\nstages: {sft: {training: &few {micro_batch: 8}}, sft_trained: {training: *few},"
-        " sft10k: {training: *few}}\n"
-    )
+    overlay.write_text(BY_TRL)
     stock = planned("all", "--configfile", str(overlay))
     notes = [note for note in stock["notes"] if note.startswith("training ")]
     assert [note.split()[1] for note in notes] == ["mistral", "phi2"]

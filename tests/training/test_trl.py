@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import signal
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -140,6 +141,7 @@ def test_a_run_leaves_a_model_a_log_and_its_facts(models, tokens, step, capfd):
     one = step(recipe("tpo", **settings, max_grad_norm=0.5, epochs=2), models["mistral"], folder)
     facts = train.train(one)
 
+    assert sys.float_info.min / 2 > 0  # the caller's own arithmetic has its denormals still
     json.dumps(facts)
     assert facts["rows"] == {"train": 18, "eval": 5}
     assert (facts["steps"], facts["last_batch"]) == (10, 2)  # 4 + 4 + 4 + 4 + 2 prompts, twice

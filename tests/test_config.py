@@ -148,9 +148,9 @@ def test_the_demo_is_the_whole_study(paper: config.Experiment, demo: config.Expe
 
 
 def test_only_the_suites_of_the_columns_are_needed(paper: config.Experiment) -> None:
-    assert study.suites(paper, paper.artifacts["table3"]) == ["mtbench"]
+    assert study.suites(paper, paper.artifacts["table3"]) == ["mtbench/gpt-4"]
     assert study.suites(paper, paper.artifacts["table1"]) == ["leaderboard"]
-    assert study.suites(paper, paper.artifacts["table2"]) == ["mtbench", "bigbench"]
+    assert study.suites(paper, paper.artifacts["table2"]) == ["mtbench/gpt-4", "bigbench"]
 
 
 def test_only_the_benchmarks_that_an_artifact_asks_of_a_lineage_are_evaluated() -> None:
@@ -394,8 +394,32 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"benchmarks__arc__suite": "mtbench"},
         "config: benchmarks.arc.suite: 'mtbench' is taken in a run's folder",
     ),
-    ({"judge__name": "answers"}, "config: judge.name: 'answers' is the folder of the answers"),
-    ({"judge__name": "GPT 4"}, "config: judge.name: 'GPT 4' is not allowed"),
+    ({"judges__answers": {"kind": "rubric"}}, "config: judges.answers: 'answers' is the folder of the answers"),
+    ({"judges": {"GPT 4": {"kind": "rubric"}}}, "config: judges.GPT 4: 'GPT 4' is not allowed"),
+    (
+        {"judges__gpt-4__model": "gpt-4"},
+        "config: judges.gpt-4.model: 'gpt-4' is an alias that OpenAI moves: pin a dated snapshot, such as gpt-4-0613",
+    ),
+    (
+        {"benchmarks__mtbench__judge": "gpt4"},
+        "config: benchmarks.mtbench.judge: there is no judge 'gpt4' (did you mean 'gpt-4'?); there are 'gpt-4'",
+    ),
+    (
+        {"benchmarks__mtbench2": {"kind": "judged", "label": "B", "source": "mt_bench", "judge": "gpt-4"}},
+        "config: benchmarks.mtbench2.judge: 'gpt-4' judges 'mtbench' already: give a column its metric",
+    ),
+    (
+        {
+            "judges__other": {"kind": "rubric"},
+            "benchmarks__mtbench2": {"kind": "judged", "label": "B", "source": "arc", "judge": "other"},
+        },
+        "config: benchmarks.mtbench2.source: 'arc' is not that of 'mtbench' (mt_bench): all judges see the same answers",
+    ),
+    ({"judges__gpt-4__endpoint": {"max_cost": -1}}, "config: judges.gpt-4.endpoint.max_cost: -1"),
+    (
+        {"judges__gpt-4__endpoint": {"key": "sk-secret"}},
+        "config: judges.gpt-4.endpoint.key: 'sk-secret' is not allowed",
+    ),
     (
         {"artifacts__table1__kind": "tabel"},
         "config: artifacts.table1.kind: 'tabel' is not allowed; allowed are 'table', 'pivot', 'grid', 'facts'",
@@ -483,7 +507,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"stages__sft__imported": {"mistral": "arc"}},
         "config: stages.sft.imported.mistral: 'arc' is not a model repository",
     ),
-    ({"judge__model": REMOVE}, "config: judge.model: it is missing"),
+    ({"judges__gpt-4__model": REMOVE}, "config: judges.gpt-4.model: it is missing"),
     (
         {"artifacts__table1__columns": [{"label": "A", "benchmark": "arc", "items": "some"}]},
         "config: artifacts.table1.columns.0.items: 'some' is not allowed: input should be 'all', 'seen' or 'unseen'",

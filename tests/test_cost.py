@@ -15,7 +15,7 @@ from trialign import config, cost, known, study
 from trialign.assumptions import Expectations, ExpectedAnswers, ExpectedBenchmark, ExpectedJudge, Hardware
 from trialign.cost import Known, Rows, estimate, forward_flops, train_flops
 from trialign.recipes import AnswerRecipe, EvaluateRecipe, FetchRecipe, JudgeRecipe, TrainRecipe
-from trialign.settings import AnswerSettings, HarnessTask, HubRepository, JudgeSettings, Training
+from trialign.settings import AnswerSettings, HarnessTask, HubRepository, JudgeRules, Training
 
 SIZES = {
     "vocab_size": 96, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -224,7 +224,7 @@ def test_times_are_work_over_the_hardwares_rate() -> None:
     token = 2 * SHAPE.matrix_parameters + 4 * 32 * 2560 * 100
     assert answers.seconds == pytest.approx(load + decode + token * 40 * 100 / 50e12)
 
-    judge = estimate(JudgeRecipe(judge=JudgeSettings(name="j", kind="openai", model="m")), known_)
+    judge = estimate(JudgeRecipe(name="j", benchmark="b", judge=JudgeRules(kind="openai", model="m")), known_)
     assert (judge.tokens_in, judge.tokens_out) == (40_000, 4_000)
     assert judge.seconds == pytest.approx(40 * 3, abs=5)
 

@@ -16,6 +16,7 @@ from tests.conftest import REPOSITORY
 from trialign import config, preflight
 from trialign.errors import UserError
 from trialign.preflight import Task
+from trialign.settings import EndpointSettings
 
 TRAIN = Task("train", {"lineage": "mistral+tpo@alpha=1@beta=0.1", "seed": "42"}, {"gpu": 1, "disk_mb": 1})
 SPLIT = Task("train", {"lineage": "mistral+sft+dpo@beta=0.1", "seed": "42"}, {"gpu": 4, "disk_mb": 1})
@@ -71,15 +72,33 @@ def test_a_machine_that_cannot_do_it_says_what_it_lacks_and_the_ways_forward(tmp
     results = tmp_path / "study"
     done = snakemake(
         "--cores", "2", "--nolock", "--config", f"results_dir={results}", "--", f"{results}/table2.csv",
-        HF_ENDPOINT=NOWHERE, CUDA_VISIBLE_DEVICES="",
+        HF_ENDPOINT=NOWHERE, CUDA_VISIBLE_DEVICES="", OPENAI_API_KEY="",
     )  # fmt: skip
     assert done.returncode != 0 and not results.exists()
     said = done.stdout.split("trialign: this machine cannot do that:\n")[1]
     assert "  - GPUs: 28 jobs ask for up to 4 each (A100 80GB), and 0 are here\n" in said
-    assert "  - network: 5 download(s) (" in said and f"and {NOWHERE} does not answer" in said
+    assert "  - network: 4 download(s) (" in said and f"and {NOWHERE} does not answer" in said
+    assert "  - judge gpt-4: the environment variable OPENAI_API_KEY is not set: export it" in said
     for way in ("--profile profiles/demo all", "--profile slurm", "trialign plan"):
         assert way in said
     assert "Traceback" not in done.stdout
+
+
+def test_a_judges_key_is_asked_for_before_models_are_trained(
+    paper: config.Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Task("judge", {"lineage": "mistral+sft", "seed": "42", "judge": "gpt-4"}, {})
+    monkeypatch.setenv("OPENAI_API_KEY", " ")
+    with pytest.raises(UserError, match="judge gpt-4: the environment variable OPENAI_API_KEY is not set"):
+        preflight.check(paper, [task], local=False)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-any")
+    preflight.check(paper, [task], local=False)
+    judge = paper.judges["gpt-4"]
+    for endpoint in (EndpointSettings(base_url="http://node:8000/v1"), EndpointSettings(key="OTHER_KEY")):
+        judges = {"gpt-4": judge.model_copy(update={"endpoint": endpoint})}
+        monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+        monkeypatch.setenv("OTHER_KEY", "any")
+        preflight.check(paper.model_copy(update={"judges": judges}), [task], local=False)
 
 
 def test_a_dry_run_is_never_in_its_way(tmp_path: Path) -> None:

@@ -106,9 +106,7 @@ class ExpectedJudge(Settings):
 
     tokens_in: float = Field(default=1100, gt=0, description="mean tokens of a request")
     tokens_out: float = Field(default=200, gt=0, description="mean tokens of a response")
-    seconds: float = Field(default=8, gt=0, description="time of one request")
-    price_in: float = Field(default=0.0, ge=0, description="USD for a million tokens of requests")
-    price_out: float = Field(default=0.0, ge=0, description="USD for a million tokens of responses")
+    seconds: float = Field(default=0.5, gt=0, description="time of one request, with others beside it")
 
 
 class Expectations(Settings):

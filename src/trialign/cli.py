@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,12 +41,15 @@ def step(
     log: Annotated[Path, typer.Option(help="Where the step's output goes.")],
     processes: Annotated[int, typer.Option(min=1, help="Processes of a training on a node, one for each GPU.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, help="Nodes of a training: of the SLURM job that this runs in.")] = 1,
+    endpoints: Annotated[str, typer.Option(help="How judges are reached: JSON, judge -> its `endpoint`.")] = "{}",
 ) -> None:
     """Run one step: make its result, or take it from the store, and link it into OUTPUT."""
     from trialign import paths, recipes, steps
+    from trialign.settings import EndpointSettings
 
     try:
         parsed = recipes.parse(recipe)
+        reached = {name: EndpointSettings.model_validate(item) for name, item in json.loads(endpoints).items()}
     except ValueError as error:
         raise UserError(f"this is not a recipe: {str(error).splitlines()[0]}; let snakemake write it") from None
     groups: dict[str, tuple[Path, ...]] = defaultdict(tuple)
@@ -58,7 +61,7 @@ def step(
         terminal, script = _send_output_to(log)
         marker.unlink(missing_ok=True)
         try:
-            done = steps.run(parsed, groups, root, output, processes, nodes)
+            done = steps.run(parsed, groups, root, output, processes, nodes, reached.get(getattr(parsed, "name", "")))
             print(f"{done} {output}", flush=True)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
@@ -168,6 +171,92 @@ def plan(
         typer.echo(json.dumps(found, indent=1))
     else:
         planning.show(found)
+
+
+judging = typer.Typer(
+    invoke_without_command=True,
+    help="Judgments: what they will cost, how two judges agree, FastChat's files read again.",
+)
+app.add_typer(judging, name="judge")
+
+
+@judging.callback()
+def judge(
+    context: typer.Context,
+    agreement: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A B", help="Compare two judges of the same answers: files of judgments, or folders."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count the requests to come, their tokens, price.")
+    ] = False,
+    configfile: ConfigFiles = None,
+    profile: Profile = None,
+    config: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Judgments: what they will cost, how two judges agree, FastChat's files read again."""
+    if context.invoked_subcommand:
+        return
+    if (agreement is None) == (not dry_run):
+        raise UserError("judge: give --dry-run, --agreement A B, or a command: import, answers (trialign judge --help)")
+    from trialign import plan as planning
+    from trialign.evaluation import forecast, judgments, judgments_text
+
+    if dry_run:
+        found = forecast.forecast(planning.dry_run(["all"], configfile or (), profile, config or ()))
+        return _tell(found, judgments_text.forecast, as_json)
+    tables = [judgments.read([path], {}) for path in agreement or ()]
+    return _tell(judgments.agreement(*tables), judgments_text.agreement, as_json)
+
+
+@judging.command(name="import")
+def import_judgments(
+    files: Annotated[list[Path], typer.Argument(help="Files of FastChat's model_judgment (*_single.jsonl), or ours.")],
+    questions: Annotated[Path | None, typer.Option(help="The question.jsonl that names their categories.")] = None,
+    max_unjudged: Annotated[float, typer.Option(min=0, max=1, help="Largest unjudged share with a score.")] = 0.05,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Read judgments again: two means, intervals, and what has no rating. Exit status 1 where a model has no score."""
+    from trialign.evaluation import judgments, judgments_text
+
+    found = judgments.report(judgments.read(files, judgments.categories_of(questions)), max_unjudged)
+    _tell(found, judgments_text.report, as_json)
+    if any(model["error"] for model in found["models"]):
+        raise typer.Exit(1)
+
+
+@judging.command()
+def answers(
+    file: Annotated[Path, typer.Argument(help="A model's answers, in FastChat's format (model_answer/*.jsonl).")],
+    judge: Annotated[str, typer.Option(help="A judge of the config that judges a benchmark.")],
+    output: Annotated[Path, typer.Option(help="The folder that receives the judgments.")],
+    configfile: ConfigFiles = None,
+    profile: Profile = None,
+    config: Overrides = None,
+) -> None:
+    """Judge answers that another tool wrote, by a judge of the config; what was judged is never paid twice."""
+    from trialign import plan as planning
+    from trialign import steps, study
+
+    experiment = planning.dry_run(["all"], configfile or (), profile, config or ()).experiment
+    if judge not in study.judges(experiment):
+        there = ", ".join(study.judges(experiment)) or "none"
+        raise UserError(
+            f"--judge: no benchmark is judged by '{judge}'{nearest(judge, study.judges(experiment))}: {there}"
+        )
+    source = study.source_path(experiment, study.question_sources(experiment)[0])
+    inputs = {"answers": (file,), "questions": (Path(source),)}
+    endpoint = experiment.judges[judge].endpoint
+    steps.run(study.judge_recipe(experiment, judge), inputs, Path(experiment.results_dir), output, endpoint=endpoint)
+    typer.echo(f"{output}: judgments.jsonl, results.json, items.parquet, card.html")
+
+
+def _tell(found: dict[str, Any], text: Callable[[dict[str, Any]], None], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+    else:
+        text(found)
 
 
 @app.command()

@@ -6,6 +6,7 @@ are merged, lists replaced, null deletes a key. `Experiment.lineage` makes a lin
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -28,8 +29,8 @@ from trialign.settings import (
     Data,
     HarnessBenchmark,
     HubRepository,
+    Judge,
     JudgedBenchmark,
-    JudgeSettings,
     PretrainSettings,
     Settings,
     Source,
@@ -41,11 +42,13 @@ from trialign.templates import templates
 
 PAPER = Path("config/config.yaml")  # which overlays are made for
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]
-JUDGED_METRICS = ("score", "first_turn", "second_turn", "correct", "format", "polite", "concise")
+JudgeName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]  # a path segment
+JUDGED_METRICS = ("score", "first_turn", "second_turn", "fastchat", "correct", "format", "polite", "concise")
 FEEDBACK = "openbmb/UltraFeedback"
 FEEDBACK_SOURCES = (
     "evol_instruct", "false_qa", "flan_v2_cot", "flan_v2_niv2", "sharegpt", "truthful_qa", "ultrachat",
 )  # fmt: skip
+_DATED = re.compile(r"-\d{4}(-\d{2}-\d{2})?$")
 RUN_ENTRIES = ("model", "mtbench")  # what lies beside the suites in a run's folder
 
 
@@ -207,7 +210,7 @@ class Experiment(Settings):
     benchmarks: dict[Name, Benchmark] = Field(min_length=1, description="benchmarks")
     eval_batch_size: int = Field(default=8, gt=0, description="batch size of the harness, part of every result")
     answers: AnswerSettings = Field(default=AnswerSettings(), description="answers to the judged questions")
-    judge: JudgeSettings = Field(description="the judge")
+    judges: dict[JudgeName, Judge] = Field(default={}, description="who judges")
     artifacts: dict[Name, AnyArtifact] = Field(min_length=1, description="tables and figures")
     resources: RuleResources = Field(default=RuleResources(), description="what jobs ask of the scheduler")
     hardware: Hardware = Field(default=Hardware(), description="the machine that estimates are for")
@@ -468,15 +471,11 @@ def _source_problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
             yield f"benchmarks.{name}", "`subsets` and '{subset}' in `include` go together: give both or neither"
         elif benchmark.kind == "harness":
             yield from _include_problems(name, benchmark)
-    judged = [name for name, item in experiment.benchmarks.items() if isinstance(item, JudgedBenchmark)]
-    if len(judged) > 1:
-        yield f"benchmarks.{judged[1]}", f"only one judged benchmark is possible, and '{judged[0]}' is one already"
+    yield from _judge_problems(experiment)
     if len(set(experiment.seeds)) < len(experiment.seeds):
         yield "seeds", f"{list(experiment.seeds)} holds a seed twice: leave one"
     if "results" in experiment.artifacts:
         yield "artifacts.results", "results.csv is made anyway: choose another name"
-    if experiment.judge.kind == "openai" and experiment.judge.model is None:
-        yield "judge.model", "it is missing: name the model to ask"
     if experiment.published and not Path(experiment.published).is_file():
         yield "published", f"'{experiment.published}' does not exist; name the file with the published values"
     for name, data in experiment.data.items():
@@ -486,8 +485,35 @@ def _source_problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
                     yield f"data.{name}.exclude_sources", _unknown("source of prompts", origin, FEEDBACK_SOURCES)
         if data.kind == "triples" and data.max_prompt_length >= data.max_length:
             yield f"data.{name}.max_prompt_length", f"{data.max_prompt_length} leaves no room in {data.max_length}"
-    if experiment.judge.name == "answers":
-        yield "judge.name", "'answers' is the folder of the answers: choose another name"
+
+
+def _judge_problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    judged = {name: item for name, item in experiment.benchmarks.items() if isinstance(item, JudgedBenchmark)}
+    by_judge: dict[str, str] = {}
+    for name, item in judged.items():
+        if item.judge not in experiment.judges:
+            yield f"benchmarks.{name}.judge", _unknown("judge", item.judge, experiment.judges)
+        if (other := by_judge.setdefault(item.judge, name)) != name:
+            yield f"benchmarks.{name}.judge", f"'{item.judge}' judges '{other}' already: give a column its metric"
+        first = next(iter(judged))
+        if item.source != judged[first].source:
+            yield (
+                f"benchmarks.{name}.source",
+                f"'{item.source}' is not that of '{first}' ({judged[first].source}): all judges see the same answers",
+            )
+    for name, judge in experiment.judges.items():
+        if name == "answers":
+            yield "judges.answers", "'answers' is the folder of the answers: choose another name"
+        if judge.kind == "openai" and judge.model is None:
+            yield f"judges.{name}.model", "it is missing: name the model to ask"
+        elif judge.kind == "openai" and judge.endpoint.base_url is None and not _DATED.search(str(judge.model)):
+            yield (
+                f"judges.{name}.model",
+                (
+                    f"'{judge.model}' is an alias that OpenAI moves: pin a dated snapshot, such as gpt-4-0613 or "
+                    "gpt-4o-2024-08-06"
+                ),
+            )
 
 
 def _include_problems(name: str, benchmark: HarnessBenchmark) -> Iterator[tuple[str, str]]:

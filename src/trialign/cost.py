@@ -335,7 +335,7 @@ def _judge(recipe: recipes.JudgeRecipe, known: Known) -> Estimate:
     if recipe.judge.kind == "rubric":
         return Estimate(2)
     expected = known.expect.judge
-    requests = TURNS * known.expect.answers.questions
+    requests = TURNS * known.expect.answers.questions * recipe.judge.repeats
     return Estimate(
         5 + requests * expected.seconds,
         tokens_in=requests * expected.tokens_in,

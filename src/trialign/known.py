@@ -38,7 +38,7 @@ RESOURCES = {  # the rules whose jobs differ, and what they take besides
     "evaluate": ("gpu_minutes",),
     "answer": ("gpu_minutes",),
 }
-FIXED = {"judge": ("judge_tokens_in", "judge_tokens_out")}  # of rules whose jobs are all alike
+FIXED = {"judge": ("judge_tokens_in", "judge_tokens_out")}  # of rules whose jobs are all alike, if of one judge
 MEASURED = ("train", "pretrain", "reference", "evaluate", "answer")
 SHORTEST = 256  # tokens: a max_length that is still worth proposing
 RECORDS = 400  # of the newest records at most, measured times are taken
@@ -72,7 +72,7 @@ def resources(experiment: Experiment, rule: str) -> Resources:
 
 def estimate(experiment: Experiment, rule: str, wildcards: Mapping[str, str]) -> Estimate:
     """Return what a job takes; UserError for wildcards that are no job of the experiment."""
-    names = {name: value for name, value in wildcards.items() if name not in ("seed", "judge")}
+    names = {name: value for name, value in wildcards.items() if name != "seed"}
     return _estimate(experiment, rule, tuple(sorted(names.items())))
 
 
@@ -193,7 +193,7 @@ def _recipe(experiment: Experiment, rule: str, values: Mapping[str, str]) -> rec
         case "import_model":
             return study.import_recipe(experiment)
         case "judge":
-            return study.judge_recipe(experiment)
+            return study.judge_recipe(experiment, values["judge"])
     if lineage is None:
         return None
     match rule:
@@ -453,7 +453,10 @@ def resource_names(rule: str) -> tuple[str, ...]:
 def fixed_resources(experiment: Experiment, rule: str) -> dict[str, int]:
     """Return the resources that are the same for all jobs of a rule: as numbers they cost Snakemake a tenth."""
     if rule not in RESOURCES:
-        alike = rule_resources(experiment, rule, {})
+        judges = list(study.judges(experiment)) if rule == "judge" else [""]
+        if len(judges) != 1:
+            return {}
+        alike = rule_resources(experiment, rule, {"judge": judges[0]} if rule == "judge" else {})
         return {name: alike[name] for name in resource_names(rule)}
     return {"gpu": resources(experiment, rule).gpus} if rule in MEASURED else {}
 

@@ -9,6 +9,7 @@
 <results>/runs/<lineage>/seed<k>/mtbench/answers      answers, and one folder for each judge beside it
 <results>/.store/<fingerprint>                        what was published; the rest are hard links to it
 <results>/.work/<fingerprint>                         work in progress, its lease and its checkpoints
+<results>/.shared/responses.sqlite                    what judges responded, raw, shared by all judging
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import NamedTuple
 
 STORE = ".store"
 WORK = ".work"
+SHARED = ".shared"
 STAMP = "experiment.json"
 PROVENANCE = "provenance"
 AGAIN = ".again"  # in place of a log's suffix: its step is to be started again, and why
@@ -37,7 +39,7 @@ MODEL = RUN + "/model"
 RUN_JSON = RUN + "/run.json"
 SUITE = RUN + "/{suite}"
 ANSWERS = RUN + "/mtbench/answers"
-JUDGED = RUN + "/mtbench/{judge}"
+JUDGED = RUN + "/mtbench/{judge}"  # SUITE of a judged benchmark, whose suite is mtbench/<judge>
 
 _SUITE = re.compile(r"(?:.*/)?runs/(?P<lineage>[^/]+)/seed(?P<seed>\d+)/(?P<suite>[^/]+)(?:/(?P<judge>[^/]+))?/?")
 

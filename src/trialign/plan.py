@@ -232,7 +232,6 @@ def summary(dag: Dag, targets: Sequence[str], rate: float | None = None) -> dict
     gpu_hours = _gpu_hours(dag.needed)
     rate = experiment.hardware.hourly_rate if rate is None else rate
     tokens = {name: sum(job.resources.get(f"judge_tokens_{name}", 0) for job in dag.needed) for name in ("in", "out")}
-    judge = experiment.expect.judge
     redone = [job for job in dag.needed if job.there]
     return {
         "experiment": experiment.name,
@@ -251,7 +250,7 @@ def summary(dag: Dag, targets: Sequence[str], rate: float | None = None) -> dict
         "disk_peak_gb": round(simulated.peak_mb / 1000, 1),
         "judge_tokens_in": tokens["in"],
         "judge_tokens_out": tokens["out"],
-        "judge_usd": round((tokens["in"] * judge.price_in + tokens["out"] * judge.price_out) / 1e6, 2),
+        "judge_usd": round(sum(_judge_usd(experiment, job) for job in dag.needed), 2),
         "by_stage": _by_stage(dag.needed),
         "by_artifact": _by_artifact(dag),
         "done": {"jobs": len(dag.done), "runs": _models(dag.done), "gpu_hours": _gpu_hours(dag.done)},
@@ -271,6 +270,14 @@ def _hours(seconds: float) -> float:
 
 def _models(jobs: Iterable[Job]) -> int:
     return sum(job.rule in MODEL_RULES for job in jobs)
+
+
+def _judge_usd(experiment: Experiment, job: Job) -> float:
+    if job.rule != "judge":
+        return 0.0
+    endpoint = experiment.judges[job.wildcards["judge"]].endpoint
+    tokens_in, tokens_out = (job.resources.get(f"judge_tokens_{name}", 0) for name in ("in", "out"))
+    return (tokens_in * endpoint.price_in + tokens_out * endpoint.price_out) / 1e6
 
 
 def _by_stage(jobs: Iterable[Job]) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """Preflight: whether this machine can do what is about to start. A lack stops it within seconds, with the ways forward.
 
-Called as Snakemake starts, never under -n. Only jobs that ask for GPUs or for the hub are looked at. Under a cluster
-executor GPUs are the compute nodes': trainings are held against the memory that `hardware` declares, for they would
-wait in a queue only to run out of it; downloads and the results tree stay this machine's.
+Called as Snakemake starts, never under -n. Only jobs that ask for GPUs, for the hub or for a judge are looked at. Under
+a cluster executor GPUs are the compute nodes': trainings are held against the memory that `hardware` declares, for they
+would wait in a queue only to run out of it; downloads, judging and the results tree stay this machine's.
 `TRIALIGN_PREFLIGHT=off` goes past it: what it finds out may be wrong (GPUs that nvidia-smi does not list, a quota).
 """
 
@@ -48,13 +48,15 @@ def check(experiment: Experiment, tasks: Sequence[Task], *, local: bool) -> None
         return
     wanting = [task for task in tasks if task.resources.get("gpu", 0)]
     downloads = [task.wildcards["source"] for task in tasks if task.rule == "fetch"]
-    if not wanting and not downloads:
+    keys = list(_keys(experiment, tasks))
+    if not wanting and not downloads and not keys:
         return
     lacks = [
         *(_nodes(tasks) if local else ()),
         *(_gpus(experiment, wanting) if local and wanting else ()),
         *(() if local else known.memory_problems(experiment, _trained(wanting))),
         *(network(experiment, downloads) if downloads else ()),
+        *keys,
         *(f"lock: {refusal}" for refusal in _refused(study.check_lock, experiment, downloads)),
         *_disk(Path(experiment.results_dir), tasks),
     ]
@@ -97,6 +99,15 @@ def _gpus(experiment: Experiment, tasks: Sequence[Task]) -> Iterable[str]:
     scored = [known.estimate(experiment, task.rule, task.wildcards).gpu_mb for task in tasks if task.rule != "train"]
     if scored and not cost.fits(max(scored), memory):
         yield f"GPU memory: evaluation takes {max(scored) / 1000:.0f} GB, a GPU here has {memory:.0f}"
+
+
+def _keys(experiment: Experiment, tasks: Sequence[Task]) -> Iterable[str]:
+    """Yield a line for each judge whose key is not there: found out before models are trained for it."""
+    for name in sorted({task.wildcards["judge"] for task in tasks if task.rule == "judge"}):
+        judge = experiment.judges[name]
+        variable = judge.endpoint.variable if judge.kind == "openai" else None
+        if variable and not os.environ.get(variable, "").strip():
+            yield f"judge {name}: the environment variable {variable} is not set: export it with the endpoint's key"
 
 
 def _trained(tasks: Iterable[Task]) -> list[str]:

@@ -18,7 +18,7 @@ from trialign.settings import (
     FeedbackRules,
     HarnessTask,
     HubRepository,
-    JudgeSettings,
+    JudgeRules,
     PretrainSettings,
     Training,
     WebFiles,
@@ -189,11 +189,16 @@ class AnswerRecipe(Recipe):
 
 
 class JudgeRecipe(Recipe):
-    """Judge stored answers. Inputs: `answers` (the folder that the answer step published), `questions`."""
+    """Judge stored answers. Inputs: `answers` (the folder that the answer step published), `questions`.
+
+    name: the judge's in the config; benchmark: the one whose items its scores are.
+    """
 
     step: Literal["judge"] = "judge"
-    version: Literal[2] = 2
-    judge: JudgeSettings
+    version: Literal[3] = 3
+    name: str
+    benchmark: str
+    judge: JudgeRules
 
 
 class Column(BaseModel):

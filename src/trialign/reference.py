@@ -11,7 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union
 
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 
 from trialign import methods
 from trialign.config import Experiment
@@ -127,6 +127,8 @@ def _type(annotation: Any) -> str:
         return f"map of {_type(arguments[1])}"
     if origin is tuple:
         return f"list of {_type(arguments[0])}"
+    if annotation is JsonValue:
+        return "any value"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return f"[{annotation.__name__}](#{_heading(annotation).lower().translate(str.maketrans(' ', '-', '()`:'))})"
     return {"str": "text", "int": "integer", "float": "number", "bool": "true or false"}[annotation.__name__]

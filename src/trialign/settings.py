@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 
 class Settings(BaseModel):
@@ -39,7 +39,8 @@ class WebFiles(Settings):
         description="the address before the files' names; one that names a commit or a version, so that it stays",
     )
     files: dict[
-        Annotated[str, Field(pattern=r"^\w[\w.-]*$")], Annotated[str, Field(pattern="^([0-9a-f]{64}|unknown)$")]
+        Annotated[str, Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*)*$")],
+        Annotated[str, Field(pattern="^([0-9a-f]{64}|unknown)$")],
     ] = Field(min_length=1, description="file -> SHA-256 of its contents, or `unknown`: the lock's, or as it comes")
 
 
@@ -219,10 +220,19 @@ class JudgedBenchmark(Settings):
     """A benchmark of two-turn questions that a judge rates from 1 to 10."""
 
     kind: Literal["judged"] = "judged"
-    label: str = Field(description="column heading")
-    suite: Literal["mtbench"] = Field(default="mtbench", description="always mtbench")
-    metric: str = Field(default="score", description="score, first_turn, second_turn, or a component of the judge")
+    label: str = Field(description="column heading; it names the judge where there are several")
+    judge: str = Field(description="a name under `judges`")
+    metric: str = Field(
+        default="score",
+        description="score, first_turn, second_turn; fastchat: the score by FastChat's convention; or a component that "
+        "the judge names",
+    )
     source: str = Field(description="a name under `sources`: where the questions are")
+
+    @property
+    def suite(self) -> str:
+        """The suite, as a path below a run."""
+        return f"mtbench/{self.judge}"
 
 
 Benchmark = Annotated[HarnessBenchmark | JudgedBenchmark, Field(discriminator="kind")]
@@ -235,14 +245,61 @@ class AnswerSettings(Settings):
     temperatures: dict[str, float] = Field(
         default={}, description="temperature by category; 0 (greedy) where not named"
     )
+    choices: int = Field(default=1, gt=0, description="answers to each question, each with noise of its own")
     batch_size: int = Field(default=16, gt=0, description="questions answered at a time")
+    server: str | None = Field(
+        default=None,
+        description="command that serves a model folder by the OpenAI protocol, such as "
+        "`vllm serve {model} --port {port}`; null: transformers answers",
+    )
 
 
-class JudgeSettings(Settings):
-    """Who judges."""
+class JudgeRules(Settings):
+    """Who judges, and what it is asked: all that shapes a score."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="name of the judge, a path segment")
     kind: Literal["openai", "rubric"] = Field(description="openai: an OpenAI-compatible endpoint; rubric: the demo's")
-    model: str | None = Field(default=None, description="model name to ask for")
-    base_url: str | None = Field(default=None, description="endpoint; null: the client's default")
+    model: str | None = Field(default=None, description="kind openai: model to ask for; a dated snapshot")
+    temperature: float = Field(default=0.0, ge=0, description="temperature")
+    max_tokens: int = Field(default=2048, gt=0, description="longest response")
+    body: dict[str, JsonValue] = Field(
+        default={}, description="more of the request's body, such as {max_completion_tokens: 2048}"
+    )
+    leave_out: tuple[Literal["n", "temperature", "max_tokens"], ...] = Field(
+        default=(), description="what the endpoint does not take, such as [temperature, max_tokens]"
+    )
+    repeats: int = Field(default=1, gt=0, description="judgments of each answer")
+    reasks: int = Field(default=1, ge=0, description="how often a response without a usable rating is asked for again")
     max_unjudged: float = Field(default=0.05, ge=0, le=1, description="largest share of unjudged answers with a score")
+
+
+class EndpointSettings(Settings):
+    """How a judge's endpoint is reached and what it may cost: no part of what identifies a score."""
+
+    base_url: str | None = Field(
+        default=None, pattern=r"^https?://\S+$", description="address, such as http://node:8000/v1; null: OpenAI's"
+    )
+    key: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="environment variable that holds the key; null: OPENAI_API_KEY for OpenAI's address, else no key",
+    )
+    concurrency: int = Field(default=16, gt=0, description="requests at a time")
+    timeout: float = Field(default=180, gt=0, description="seconds after which a request is given up")
+    attempts: int = Field(default=10, gt=0, description="attempts at one request that meets 429, 5xx or a dead line")
+    price_in: float = Field(default=0.0, ge=0, description="USD for a million tokens of requests")
+    price_out: float = Field(default=0.0, ge=0, description="USD for a million tokens of responses")
+    max_cost: float | None = Field(
+        default=None, gt=0, description="budget in USD of all that this judge does in one results tree; null: none"
+    )
+    max_tokens: int | None = Field(default=None, gt=0, description="budget in tokens, in and out; null: none")
+
+    @property
+    def variable(self) -> str | None:
+        """The environment variable that holds the key; None: no key is sent."""
+        return self.key or (None if self.base_url else "OPENAI_API_KEY")
+
+
+class Judge(JudgeRules):
+    """A judge."""
+
+    endpoint: EndpointSettings = Field(default=EndpointSettings(), description="kind openai: where, and for how much")

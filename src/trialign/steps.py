@@ -25,11 +25,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from trialign import lease, paths
 from trialign.errors import UserError
 from trialign.recipes import Recipe
+from trialign.settings import EndpointSettings
 
 R = TypeVar("R")
 RUN_JSON = "run.json"
@@ -67,7 +68,8 @@ class Step(Generic[R]):
 
     recipe: the typed recipe. inputs: named input paths. out: the folder to fill with the result, empty at the start.
     scratch: a folder that survives a kill and is removed once the result is published. processes: how many the step may
-    run on, one for each GPU, on each of its `nodes`.
+    run on, one for each GPU, on each of its `nodes`. endpoint: how a judge is reached. shared: a folder of the results
+    tree for what outlives all steps; None: there is no tree.
     """
 
     recipe: R
@@ -76,6 +78,8 @@ class Step(Generic[R]):
     scratch: Path
     processes: int = 1
     nodes: int = 1
+    endpoint: EndpointSettings | None = None
+    shared: Path | None = None
 
     def input(self, name: str) -> Path:
         """Return the only input called `name`; KeyError or ValueError if there is none or there are several."""
@@ -90,17 +94,18 @@ def run(
     output: Path,
     processes: int = 1,
     nodes: int = 1,
+    endpoint: EndpointSettings | None = None,
 ) -> str:
     """Make the step's result, or take it from the store, and link it into the folder `output`.
 
-    root: the results tree. processes, nodes: see `Step`; no part of what identifies the result. Returns "made" or
-    "restored".
+    root: the results tree. processes, nodes, endpoint: see `Step`; no part of what identifies the result. Returns
+    "made" or "restored".
     One process at a time works on a step (two outputs can be one step's: the tokenizers of two models with one recipe):
     see `lease.held` for what the others do. UserError: a missing input, a full disk. Again: to be continued in another
     start. What the step itself raises leaves its scratch folder to the next start.
     """
     try:
-        return _run(recipe, inputs, root, output, processes, nodes)
+        return _run(recipe, inputs, root, output, _Means(processes, nodes, endpoint, root / paths.SHARED))
     except Exception as error:  # libraries that write say it in errors of their own
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
             raise UserError(
@@ -110,9 +115,16 @@ def run(
         raise
 
 
-def _run(
-    recipe: Recipe, inputs: Mapping[str, tuple[Path, ...]], root: Path, output: Path, processes: int, nodes: int
-) -> str:
+class _Means(NamedTuple):
+    """What a step works with beside its inputs, in the order of `Step`."""
+
+    processes: int
+    nodes: int
+    endpoint: EndpointSettings | None
+    shared: Path
+
+
+def _run(recipe: Recipe, inputs: Mapping[str, tuple[Path, ...]], root: Path, output: Path, means: _Means) -> str:
     fingerprints = {name: [input_fingerprint(path) for path in group] for name, group in inputs.items()}
     fingerprint = digest({"recipe": json.loads(recipe.canonical()), "inputs": fingerprints})
     stored = root / paths.STORE / fingerprint
@@ -120,7 +132,7 @@ def _run(
     if not (stored / RUN_JSON).is_file():
         with lease.held(root / paths.WORK / fingerprint) as work:
             if not (stored / RUN_JSON).is_file():
-                _make(recipe, inputs, fingerprints, fingerprint, work, stored, processes, nodes)
+                _make(recipe, inputs, fingerprints, fingerprint, work, stored, means)
                 done = "made"
     _link(stored, output, _provenance_path(recipe, root, output))
     return done
@@ -164,8 +176,7 @@ def _make(
     fingerprint: str,
     work: Path,
     stored: Path,
-    processes: int,
-    nodes: int,
+    means: _Means,
 ) -> None:
     out, scratch = work / "out", work / "scratch"
     shutil.rmtree(out, ignore_errors=True)  # half a result of an earlier start is never read
@@ -174,7 +185,7 @@ def _make(
     started, clock = datetime.now(UTC), time.monotonic()
     if recipe.step not in ("fetch", "web"):
         _switch_off_hub(scratch)
-    facts = _function(recipe)(Step(recipe, inputs, out, scratch, processes, nodes))
+    facts = _function(recipe)(Step(recipe, inputs, out, scratch, *means))
     record = {
         "fingerprint": fingerprint,
         "recipe": json.loads(recipe.canonical()),

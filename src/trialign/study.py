@@ -35,6 +35,7 @@ from trialign.settings import (
     HarnessTask,
     HubRepository,
     JudgedBenchmark,
+    JudgeRules,
     LocalFolder,
     Settings,
     Source,
@@ -42,7 +43,6 @@ from trialign.settings import (
     WorldPart,
 )
 
-MTBENCH = "mtbench"
 # the rules, which are targets without a folder
 RULES = (
     "all", "answer", "downloads", "evaluate", "fetch", "figure", "import_model", "judge", "overlap", "prepare",
@@ -189,9 +189,8 @@ def overlaps(experiment: Experiment, artifact: AnyArtifact) -> list[str]:
 
 
 def suite_path(experiment: Experiment, lineage: str, seed: int | str, suite: str) -> str:
-    """Return the folder of a suite's results: for the judged suite, the judge's."""
-    pattern = paths.JUDGED if suite == MTBENCH else paths.SUITE
-    return fill(experiment, pattern, lineage=lineage, seed=seed, suite=suite, judge=experiment.judge.name)
+    """Return the folder of a suite's results: for a judged suite, the judge's."""
+    return fill(experiment, paths.SUITE, lineage=lineage, seed=seed, suite=suite)
 
 
 def fill(experiment: Experiment, pattern: str, **values: object) -> str:
@@ -291,6 +290,17 @@ def question_sources(experiment: Experiment) -> list[str]:
     """Return the source of the judged questions, alone in a list; an empty one where no benchmark is judged."""
     judged = [item.source for item in experiment.benchmarks.values() if isinstance(item, JudgedBenchmark)]
     return judged[:1]
+
+
+def judges(experiment: Experiment) -> dict[str, str]:
+    """Return judge -> benchmark, of the judges that judge one."""
+    items = experiment.benchmarks.items()
+    return {item.judge: name for name, item in items if isinstance(item, JudgedBenchmark)}
+
+
+def endpoints(experiment: Experiment) -> str:
+    """Return how all judges are reached, as JSON."""
+    return json.dumps({name: judge.endpoint.model_dump(mode="json") for name, judge in experiment.judges.items()})
 
 
 # --- recipes ----------------------------------------------------------------------------------------------------------
@@ -510,9 +520,11 @@ def answer_recipe(experiment: Experiment, lineage: Lineage, seed: int) -> recipe
     return recipes.AnswerRecipe(answers=experiment.answers, bos=experiment.models[lineage.base].bos, seed=seed)
 
 
-def judge_recipe(experiment: Experiment) -> recipes.JudgeRecipe:
-    """Return the recipe of judging."""
-    return recipes.JudgeRecipe(judge=experiment.judge)
+def judge_recipe(experiment: Experiment, judge: str) -> recipes.JudgeRecipe:
+    """Return the recipe of judging by a judge that a benchmark names."""
+    return recipes.JudgeRecipe(
+        name=judge, benchmark=judges(experiment)[judge], judge=_only(JudgeRules, experiment.judges[judge])
+    )
 
 
 def artifact_recipe(experiment: Experiment, name: str) -> recipes.Artifact:
@@ -676,7 +688,7 @@ def _facts_recipe(experiment: Experiment, artifact: FactsArtifact, common: dict[
                 "Suite": item.suite,
                 "Task": Path(item.include).stem if harness else "two-turn questions",
                 "Few-shot": str(item.shots) if harness else "-",
-                "Metric": item.metric if harness else f"1-10, {experiment.judge.name}",
+                "Metric": item.metric if harness else f"1-10, {item.judge}",
                 "Average": ("over subsets" if item.aggregate == "subsets" else "over items")
                 if harness
                 else "over turns",

@@ -71,6 +71,15 @@ def step(tmp_path: Path, server: ThreadingHTTPServer) -> Callable[..., Step[WebR
     return start
 
 
+def test_folders_of_the_address_are_kept(step: Callable[..., Step[WebRecipe]], server: ThreadingHTTPServer) -> None:
+    server.RequestHandlerClass.served["a/deep/one.json"] = CONTENT["one.json"]
+    for _ in range(2):  # the second start after a kill finds the file in its scratch folder
+        one = step({"a/deep/one.json": SHA256["one.json"]})
+        web.resolve(one.recipe.source)
+        assert web.fetch(one)["files"] == 1
+        assert (one.out / "a/deep/one.json").read_bytes() == CONTENT["one.json"]
+
+
 def test_files_come_as_they_are_and_their_hashes_are_recorded(step: Callable[..., Step[WebRecipe]]) -> None:
     one = step({"one.json": SHA256["one.json"], "two.json": "unknown"})
     assert web.fetch(one) == {"files": 2, "bytes": sum(map(len, CONTENT.values()))}
@@ -124,7 +133,7 @@ def test_a_page_is_not_taken_for_json_of_an_unknown_hash(
     assert web.fetch(step({name: "unknown"}))["files"] == 1
 
 
-@pytest.mark.parametrize("name", ["../one.json", "a/b.json", ".hidden", ""])
+@pytest.mark.parametrize("name", ["../one.json", "a/../b.json", "/b.json", "a//b.json", "a/", ".hidden", ""])
 def test_names_stay_in_the_folder(name: str) -> None:
     with pytest.raises(ValidationError):
         WebFiles(base="https://example.org/", files={name: "unknown"})

@@ -1,4 +1,4 @@
-"""Judging: storage before parsing, items, counts, resuming. Responses of other judges are planted in the storage."""
+"""Judging by the demo's rubric: items, counts, choices, resuming."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trialign.errors import UserError
 from trialign.evaluation import judge as judging
 from trialign.evaluation.judge import judge
 from trialign.recipes import JudgeRecipe
-from trialign.settings import JudgeSettings
+from trialign.settings import JudgeRules
 
 QUESTIONS = [
     {"question_id": 1, "category": "math", "turns": ["What is 1 + 1?", "And 2 + 2?"]},
@@ -40,7 +40,7 @@ def inputs(tmp_path):
 
 
 def recipe(**changes):
-    return JudgeRecipe(judge=JudgeSettings(**{"name": "rubric", "kind": "rubric", **changes}))
+    return JudgeRecipe(name="rubric", benchmark="mtbench", judge=JudgeRules(**{"kind": "rubric", **changes}))
 
 
 def values(out, metric):
@@ -61,7 +61,8 @@ def test_items_follow_the_rubric(inputs, make_step):
     assert results["value"] == pytest.approx(22 / 4)
     # two questions of two turns: the error of the mean of two question means
     assert results["stderr"] == pytest.approx(stats.sem([6.0, 5.0]))
-    assert results["subsets"] == {"math": {"value": 6.0, "n": 2}, "stem": {"value": 5.0, "n": 2}}
+    assert {name: part["mean"] for name, part in results["strict"]["categories"].items()} == {"math": 6.0, "stem": 5.0}
+    assert results["fastchat"]["mean"] == results["strict"]["mean"] == 5.5
     assert json.loads((step.out / "card.json").read_text())["empty_answers"] == 1
 
 
@@ -70,26 +71,25 @@ def test_judgments_are_in_fastchats_format(inputs, make_step):
     judge(step)
     rows = read_lines(step.out / "judgments.jsonl")
     fastchat = {"question_id", "model", "judge", "user_prompt", "judgment", "score", "turn", "tstamp"}
-    assert all(row.keys() == fastchat for row in rows)
+    assert all(row.keys() == fastchat | {"choice", "repeat", "served"} for row in rows)
     assert [(row["question_id"], row["turn"]) for row in rows] == [(1, 1), (1, 2), (2, 1), (2, 2)]
     assert "And 2 + 2?" in rows[1]["user_prompt"]
     assert "It is 2. Thank you!" in rows[1]["user_prompt"]
     assert "[[2]]" in rows[1]["judgment"]
 
 
-def plant(scratch, texts):
-    """Store raw responses as another judge would have given them."""
-    keys = [(question, turn) for question in (1, 2) for turn in (1, 2)]
-    rows = [{"question_id": q, "turn": t, "judgment": text} for (q, t), text in zip(keys, texts, strict=False)]
-    write_lines(scratch / "responses.jsonl", rows)
-    return scratch
+def texts(monkeypatch, *responses):
+    """Let the rubric's judge say these in turn."""
+    said = iter(responses)
+    monkeypatch.setattr(judging.rubric_judge, "rate", lambda *_: next(said))
 
 
-def test_what_has_no_rating_is_counted_and_not_averaged(inputs, make_step, tmp_path):
-    scratch = plant(tmp_path / "planted", ["[[4]]", "[[3]] [[7]]", "[[6]]", "no words"])
-    step = make_step(recipe(max_unjudged=0.5), inputs, scratch)
+def test_what_has_no_rating_is_counted_and_not_averaged(inputs, make_step, monkeypatch):
+    texts(monkeypatch, "[[4]]", "[[3]] [[7]]", "[[6]]", "no words")
+    step = make_step(recipe(max_unjudged=0.5), inputs)
     results = judge(step)["benchmarks"]["mtbench"]
-    assert (results["value"], results["n"]) == (5.0, 2)
+    assert (results["value"], results["strict"]["n"]) == (5.0, 2)
+    assert (results["fastchat"]["mean"], results["fastchat"]["n"]) == (pytest.approx(13 / 3), 3)  # it takes the [[3]]
     assert {status: n for status, n in results["statuses"].items() if n} == {
         "ok": 2,
         "conflicting": 1,
@@ -97,25 +97,36 @@ def test_what_has_no_rating_is_counted_and_not_averaged(inputs, make_step, tmp_p
     }
     card = json.loads((step.out / "card.json").read_text())
     assert (card["rows_in"], card["rows"]["judged"], card["dropped"]["conflicting"]) == (4, 2, 1)
-    assert [row["score"] for row in read_lines(step.out / "judgments.jsonl")] == [4.0, -1, 6.0, -1]
+    assert [row["score"] for row in read_lines(step.out / "judgments.jsonl")] == [4.0, 3.0, 6.0, -1]
+    assert values(step.out, "fastchat") == {"1/1": 4.0, "1/2": 3.0, "2/1": 6.0}
 
 
-def test_too_much_without_a_rating_is_an_error_that_names_the_counts(inputs, make_step, tmp_path):
-    scratch = plant(tmp_path / "planted", ["[[4]]", "$ERROR$", "[[12]]", "[[5]]"])
-    with pytest.raises(UserError, match=r"2 of 4 .*out_of_scale: 1, error: 1"):
-        judge(make_step(recipe(max_unjudged=0.25), inputs, scratch))
+def test_too_much_without_a_rating_is_an_error_that_names_the_counts(inputs, make_step, monkeypatch):
+    texts(monkeypatch, "[[4]]", "$ERROR$", "[[12]]", "[[5]]")
+    with pytest.raises(UserError, match=r"2 of 4 .*(out_of_scale: 1, error: 1|error: 1, out_of_scale: 1)"):
+        judge(make_step(recipe(max_unjudged=0.25), inputs))
 
 
-def test_a_restart_keeps_what_was_stored_and_asks_for_the_rest(inputs, make_step, tmp_path):
-    whole = make_step(recipe(), inputs)
-    judge(whole)
-    scratch = plant(tmp_path / "planted", ["[[7]]"])
-    with (scratch / "responses.jsonl").open("a") as file:
-        file.write('{"question_id": 1, "turn": 2, "judg')  # killed while writing
-    step = make_step(recipe(), inputs, scratch)
+def test_choices_are_judged_each_and_averaged_into_one_item(inputs, make_step):
+    rows = read_lines(inputs["answers"] / "answers.jsonl")
+    for row in rows:
+        row["choices"].append({"index": 1, "turns": ["The sky is blue and 2, thank you!", "4, wet."]})
+    write_lines(inputs["answers"] / "answers.jsonl", rows)
+    step = make_step(recipe(), inputs)
     judge(step)
-    rest = {item: score for item, score in values(whole.out, "score").items() if item != "1/1"}
-    assert values(step.out, "score") == {"1/1": 7.0, **rest}
+    # by the rubric: 10 and 10, 2 and 8 (1 + 5 correct + 1 for the closing mark + 1 concise), 9 and 10, 1 and 8
+    assert values(step.out, "score") == {"1/1": 10.0, "1/2": 5.0, "2/1": 9.5, "2/2": 4.5}
+    assert [(row["choice"], row["turn"]) for row in read_lines(step.out / "judgments.jsonl")] == 2 * [
+        (0, 1), (0, 2), (1, 1), (1, 2),
+    ]  # fmt: skip
+
+
+def test_a_file_of_another_tools_answers_is_judged(inputs, make_step):
+    whole, file = make_step(recipe(), inputs), inputs["answers"] / "answers.jsonl"
+    judge(whole)
+    step = make_step(recipe(), {**inputs, "answers": file.rename(file.with_name("their-model.jsonl"))})
+    judge(step)
+    assert (step.out / "items.parquet").read_bytes() == (whole.out / "items.parquet").read_bytes()
 
 
 def test_judging_ends_before_its_job_and_goes_on_in_the_next(inputs, make_step, tmp_path, monkeypatch, one_second_job):
@@ -130,13 +141,9 @@ def test_judging_ends_before_its_job_and_goes_on_in_the_next(inputs, make_step, 
     monkeypatch.setattr(judging.rubric_judge, "rate", slow)
     _, starts = start_again(lambda: judge(make_step(recipe(), inputs, tmp_path / "killed")))
     assert starts > 1
-    assert rated == [(1, 1), (1, 2), (2, 1), (2, 2)]
-    assert (tmp_path / "killed/responses.jsonl").read_bytes() == (whole.scratch / "responses.jsonl").read_bytes()
-
-
-def test_an_endpoint_is_refused_until_it_is_built(inputs, make_step):
-    with pytest.raises(UserError, match="not built yet"):
-        judge(make_step(recipe(kind="openai", model="gpt-4"), inputs))
+    assert rated == [(1, 1), (1, 2), (2, 1), (2, 2)]  # none twice: what was said is stored
+    last = max((folder for folder in tmp_path.glob("out*")), key=lambda folder: folder.stat().st_mtime)
+    assert (last / "judgments.jsonl").read_bytes() == (whole.out / "judgments.jsonl").read_bytes()
 
 
 def test_a_missing_answer_is_an_error(inputs, make_step):

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,8 +35,10 @@ def questions(tmp_path):
     return tmp_path / "questions"
 
 
-def recipe(batch_size=4, room=ROOM, bos=False, seed=1, **temperatures):
-    settings = AnswerSettings(max_new_tokens=room, batch_size=batch_size, temperatures=temperatures)
+def recipe(batch_size=4, room=ROOM, bos=False, seed=1, choices=1, server=None, **temperatures):
+    settings = AnswerSettings(
+        max_new_tokens=room, batch_size=batch_size, temperatures=temperatures, choices=choices, server=server
+    )
     return AnswerRecipe(answers=settings, bos=bos, seed=seed)
 
 
@@ -128,7 +131,7 @@ def test_a_sample_depends_on_its_question_and_the_seed_alone(model_folder, quest
 
 def test_noise_makes_samples_of_the_softmax():
     scores, temperature, draws = torch.tensor([[1.0, 0.0, -0.5, 2.0]]), 0.7, 20_000
-    noise = Noise([Prompt(1, [], 1, temperature, seed=3)])
+    noise = Noise([Prompt(1, 0, [], 1, temperature, seed=3)])
     found = torch.bincount(torch.stack([noise(None, scores)[0].argmax() for _ in range(draws)]), minlength=4) / draws
     expected = torch.softmax(scores[0] / temperature, 0)
     for p, q in zip(found.tolist(), expected.tolist(), strict=True):
@@ -273,3 +276,71 @@ def test_the_template_of_these_tests_is_what_by_hand_spells_out(model_folder):
     ]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert (tokenizer.chat_template, text) == (TEMPLATE, "U: a\nA: b</s>\nU: c\nA:")
+
+
+def test_choices_are_answers_with_noise_of_their_own(model_folder, questions, make_step):
+    one = make_step(recipe(stem=0.9), {"model": model_folder, "questions": questions})
+    three = make_step(recipe(stem=0.9, choices=3), {"model": model_folder, "questions": questions})
+    answer(one)
+    card = answer(three)
+    for question, single, row in zip(
+        QUESTIONS, read_lines(one.out / "answers.jsonl"), read_lines(three.out / "answers.jsonl"), strict=True
+    ):
+        turns = [choice["turns"] for choice in row["choices"]]
+        assert [choice["index"] for choice in row["choices"]] == [0, 1, 2]
+        assert turns[0] == single["choices"][0]["turns"]
+        assert len({tuple(said) for said in turns}) == (1 if question["category"] == "math" else 3)
+    assert card["rows"] == {"turn 1": 4 + 3 * 3, "turn 2": 4 + 3 * 3}  # a greedy answer is given once
+
+
+SERVER = f"{sys.executable} {Path(__file__).with_name('completions_room.py')} {{model}} {{port}}"
+
+
+def seen_by(step):
+    lines = (step.scratch / "server.log").read_text().splitlines()
+    return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_server_gets_the_same_tokens_and_gives_the_same_answers(model_folder, questions, make_step, bos):
+    step = make_step(recipe(bos=bos, server=SERVER), {"model": model_folder, "questions": questions})
+    card = answer(step)
+    assert texts(step) == {
+        question["question_id"]: by_hand(model_folder, question, ROOM, bos=bos) for question in QUESTIONS
+    }
+    alone = make_step(recipe(bos=bos), {"model": model_folder, "questions": questions})
+    assert card == answer(alone)  # ends and lengths, too
+    asked = seen_by(step)
+    assert all(one["temperature"] == 0 and one["top_k"] == -1 and one["top_p"] == 1 for one in asked)
+
+
+def test_a_server_is_told_temperature_and_a_seed_of_the_question(model_folder, questions, make_step):
+    step = make_step(recipe(server=SERVER, stem=0.7, choices=2), {"model": model_folder, "questions": questions})
+    answer(step)
+    asked = seen_by(step)
+    assert {one["temperature"] for one in asked} == {0.0, 0.7}
+    assert len({one["seed"] for one in asked}) == len(asked) == 2 * (4 + 2 * 3)
+
+
+def test_a_server_is_ended_with_its_children(model_folder, questions, make_step, tmp_path):
+    script = tmp_path / "wrapped.sh"
+    script.write_text(f"#!/bin/sh\n{SERVER.replace('{model}', '$1').replace('{port}', '$2')} &\necho $! > $3\nwait\n")
+    command = f"sh {script} {{model}} {{port}} {tmp_path / 'pid'}"
+    answer(make_step(recipe(server=command), {"model": model_folder, "questions": questions}))
+    status = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
+    end = time.monotonic() + 30
+    while status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z":
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("no-such-server {model}", "'no-such-server' cannot be started"),
+        ("sh -c 'echo no such option; exit 3'", "ended with status 3; .*no such option"),
+    ],
+)
+def test_a_server_that_does_not_serve_is_one_line(model_folder, questions, make_step, command, message):
+    with pytest.raises(UserError, match=message):
+        answer(make_step(recipe(server=command), {"model": model_folder, "questions": questions}))

@@ -222,6 +222,16 @@ def test_two_judges_of_one_run_are_refused(study: Study) -> None:
         Measurements("table2", study.folders)
 
 
+@pytest.mark.parametrize("key", ["model", "prompts", "served"])
+def test_a_judge_that_changed_under_its_name_is_refused(study: Study, key: str) -> None:
+    for seed, value in ((1, "one"), (2, "other")):
+        folder = study.suite(LINEAGE, [("mtbench", "math", "1/1", "score", 5.0)], seed=seed, suite="mtbench/gpt-4")
+        who = {"model": "m", "prompts": "p", "served": "s", key: value}
+        (folder / "results.json").write_text(json.dumps({"judge": who}))
+    with pytest.raises(UserError, match=rf"judge 'gpt-4' is not the same in .*\({key}: one and other\)"):
+        Measurements("table2", study.folders)
+
+
 def test_lineages_that_met_different_subsets_are_not_compared(study: Study) -> None:
     study.suite(LINEAGE, right("mmlu", "acc", 1, 2, "law") + right("mmlu", "acc", 1, 2, "physics"))
     study.suite("mistral+sft", right("mmlu", "acc", 1, 2, "law"))

@@ -96,7 +96,8 @@ def test_no_run_of_the_paper_starts_with_sources_that_can_move(
     )  # fmt: skip
     assert done.returncode != 0 and not (tmp_path / "study").exists()
     told = re.search(r"config: sources: (.*): not locked, .*: run `trialign lock`", done.stdout)
-    assert told and {"mistral_base", "mt_bench"} <= set(told[1].split(", "))
+    named = set(told[1].split(", "))
+    assert {"mistral_base", "openbookqa"} <= named and "mt_bench" not in named  # whose hashes the config has
     assert "ultrafeedback" not in told[1], "its commit is in the config"
     assert "phi2_base" not in told[1] and "arc" not in told[1], "this table reads neither"
 
@@ -239,7 +240,8 @@ def test_a_run_that_diverges_leaves_a_cell_without_a_score(finished_study: Path,
 
 def test_a_failing_job_says_which_run_why_and_how_to_repeat_it(finished_study: Path) -> None:
     done = command(
-        "snakemake", *TEST_CONFIG, "--config", f"results_dir={finished_study}", "judge={name: absent, kind: openai, model: x}",
+        "snakemake", *TEST_CONFIG, "--config", f"results_dir={finished_study}",
+        "judges={absent: {kind: openai, model: x-2024-01-01}}", "benchmarks={mtbench: {judge: absent}}",
         "--cores", "1", "--nolock", "--", f"{finished_study}/runs/mistral+sft/seed1/mtbench/absent",
     )  # fmt: skip
     assert done.returncode != 0

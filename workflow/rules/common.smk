@@ -59,6 +59,9 @@ QUESTIONS_INPUT = [
     for source in study.question_sources(experiment)
 ]
 
+# No params: a budget or an address that changes judges nothing again.
+ENDPOINTS = study.endpoints(experiment)
+
 
 def signed(function):
     """A function with its parameters beside it: Snakemake asks for them 300,000 times for 10,000 jobs."""

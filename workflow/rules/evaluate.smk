@@ -61,17 +61,17 @@ rule judge:
     log:
         "<results>/logs/judge/{lineage}/seed{seed}/{judge}.log",
     wildcard_constraints:
-        judge=any_of([experiment.judge.name]),
+        judge=any_of(study.judges(experiment)),
     conda:
         ENVIRONMENT
     threads: resources_of("judge").threads
     resources:
         **asks("judge"),
     params:
-        recipe=recipe(study.judge_recipe),
+        recipe=recipe(study.judge_recipe, "judge"),
         root=ROOT,
         answers=path(paths.ANSWERS),
         questions=QUESTIONS,
     shell:
         "trialign step {params.recipe:q} answers={params.answers:q} questions={params.questions:q}"
-        " --root {params.root:q} --output {output:q} --log {log:q}"
+        " --root {params.root:q} --output {output:q} --log {log:q} --endpoints {ENDPOINTS:q}"

@@ -40,6 +40,7 @@ def fetch(step: Step[WebRecipe]) -> dict[str, Any]:
     hashes = {name: _download(source, name, step.scratch / name) for name in sorted(source.files)}
     size = sum((step.scratch / name).stat().st_size for name in hashes)
     for name in hashes:
+        (step.out / name).parent.mkdir(parents=True, exist_ok=True)
         (step.scratch / name).rename(step.out / name)
     write_json(step.out / SOURCE_FILE, {"kind": source.kind, "base": source.base, "files": hashes})
     return {"files": len(hashes), "bytes": size}
@@ -101,6 +102,7 @@ def _get(address: str, path: Path) -> None:
     response = http_backoff("GET", address, follow_redirects=True)
     response.raise_for_status()
     print(f"{address}: {len(response.content) / 1e6:.3f} MB", file=sys.stderr, flush=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     part.write_bytes(response.content)
     part.replace(path)

@@ -18,7 +18,7 @@ def load(folder: Path) -> tuple[Any, Any]:
 
     UserError where the GPU is too small for the weights alone.
     """
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)  # as training read it: see data/tokens.py
+    tokenizer = load_tokenizer(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True)
     try:
         return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
@@ -26,6 +26,11 @@ def load(folder: Path) -> tuple[Any, Any]:
         raise UserError(
             f"{folder}: its weights alone do not fit this GPU ({_told(error)}); take a larger one"
         ) from error
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Return the tokenizer of a model folder, as training read it: see data/tokens.py."""
+    return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 @contextmanager

@@ -3,27 +3,29 @@
 A prompt has the token ids that training would have given it (`data.tokens.Encoder`). Questions are answered in batches
 of similar length, padded on the left. A question's answer does not depend on the company it has in a batch: a
 temperature is applied with noise of the question's own, and a question without room for the longest answer is answered
-alone. (Floating-point sums differ by batch size, so the batch size is part of the recipe.)
+alone. (Floating-point sums differ by batch size, so the batch size is part of the recipe.) A server that the config
+names answers the same token ids (`served.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import AutoConfig, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from trialign import diverged, paths
 from trialign.data.cards import quantiles, write_card
 from trialign.data.tokens import Encoder
 from trialign.deadline import Deadline
 from trialign.evaluation.journal import Journal
-from trialign.evaluation.models import fitting, load
+from trialign.evaluation.models import fitting, load, load_tokenizer
 from trialign.evaluation.questions import ANSWERS, TURNS, line, read_questions
 from trialign.recipes import AnswerRecipe
 from trialign.settings import AnswerSettings
@@ -34,11 +36,12 @@ from trialign.steps import Step
 class Prompt:
     """What a question asks of the model at one turn.
 
-    ids: the token ids. room: the most tokens that the answer may have; 0 or less where the prompt fills the model's
-    context. seed: of the noise that a temperature above 0 needs.
+    choice: which of its answers this is to be. ids: the token ids. room: the most tokens that the answer may have; 0 or
+    less where the prompt fills the model's context. seed: of the noise that a temperature above 0 needs.
     """
 
     question_id: int | str
+    choice: int
     ids: list[int]
     room: int
     temperature: float
@@ -67,36 +70,47 @@ class Noise(LogitsProcessor):
         return torch.stack(rows)
 
 
-class Writer:
-    """A model that answers prompts."""
+class Asker:
+    """Makes prompts for a model: its chat template, its tokens, and the room that its context leaves."""
 
-    def __init__(self, folder: Path, recipe: AnswerRecipe) -> None:
-        """Load a model folder. UserError if its tokenizer has no chat template, no EOS, or no BOS though asked for."""
-        self._model, self._tokenizer = load(folder)
-        self._encoder = Encoder(self._tokenizer, bos=recipe.bos)
-        self._recipe = recipe
-        self._context: int = self._model.config.max_position_embeddings
-        self._stops = _stops(self._model, self._tokenizer)
-        pad = self._tokenizer.pad_token_id
-        self._pad = min(self._stops) if pad is None else pad
-        # in place of the folder's own: what shapes an answer is in the recipe
-        self._model.generation_config = GenerationConfig(eos_token_id=self._stops, pad_token_id=self._pad)
+    def __init__(self, folder: Path, recipe: AnswerRecipe, tokenizer: Any, config: Any) -> None:
+        """Take a model folder's tokenizer and config. UserError: no chat template, no EOS, or no BOS though asked for.
 
-    def prompt(self, question: Mapping[str, Any], answers: Sequence[str]) -> Prompt:
-        """Return the prompt of the turn that follows `answers` (none, or the first turn's)."""
+        stops: the ids that end an answer: the tokenizer's EOS and those that the folder names.
+        """
+        self._encoder, self._recipe = Encoder(tokenizer, bos=recipe.bos), recipe
+        self._context: int = config.max_position_embeddings
+        self.stops = _stops(folder, tokenizer)
+
+    def prompt(self, question: Mapping[str, Any], answers: Sequence[str], choice: int = 0) -> Prompt:
+        """Return the prompt of the turn that follows `answers` (none, or the first turn's) of a choice."""
         messages = []
         for request, said in zip(question["turns"], [*answers, ""], strict=False):
             messages += [{"role": "user", "content": request}, {"role": "assistant", "content": said}]
         *before, last = self._encoder.encode(self._encoder.turns(messages))
         ids = [token for turn in before for token in (*turn.context, *turn.answer)] + last.context
         settings = self._recipe.answers
+        which = (choice,) if choice else ()
         return Prompt(
             question["question_id"],
+            choice,
             ids,
             min(settings.max_new_tokens, self._context - len(ids)),
             settings.temperatures.get(question["category"], 0.0),
-            _seed(self._recipe.seed, question["question_id"], len(answers)),
+            _seed(self._recipe.seed, question["question_id"], len(answers), *which),
         )
+
+
+class Writer:
+    """A model that answers prompts, loaded by transformers."""
+
+    def __init__(self, model: Any, tokenizer: Any, stops: list[int]) -> None:
+        """stops: the ids that end an answer."""
+        self._model, self._tokenizer, self._stops = model, tokenizer, stops
+        pad = tokenizer.pad_token_id
+        self._pad = min(stops) if pad is None else pad
+        # in place of the folder's own: what shapes an answer is in the recipe
+        model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=self._pad)
 
     def write(self, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
         """Answer a batch of prompts with equal room.
@@ -105,9 +119,7 @@ class Writer:
         "no_room" where there was none, with an empty text.
         """
         if prompts[0].room <= 0:
-            return [
-                {"question_id": prompt.question_id, "text": "", "tokens": 0, "end": "no_room"} for prompt in prompts
-            ]
+            return [record(prompt, "", 0, "no_room") for prompt in prompts]
         width = max(len(prompt.ids) for prompt in prompts)
         rows = [[self._pad] * (width - len(prompt.ids)) + prompt.ids for prompt in prompts]
         mask = [[0] * (width - len(prompt.ids)) + [1] * len(prompt.ids) for prompt in prompts]
@@ -125,47 +137,82 @@ class Writer:
         end = next((i for i, token in enumerate(row) if token in self._stops), None)
         ids = row if end is None else row[:end]
         text = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return {
-            "question_id": prompt.question_id,
-            "text": text.strip(),
-            "tokens": len(ids) + (end is not None),
-            "end": "length" if end is None else "eos",
-        }
+        return record(prompt, text, len(ids) + (end is not None), "length" if end is None else "eos")
+
+
+def record(prompt: Prompt, text: str, tokens: int, end: str) -> dict[str, Any]:
+    """Return what is written down of an answer; see `Writer.write`."""
+    return {
+        "question_id": prompt.question_id, "choice": prompt.choice, "text": text.strip(), "tokens": tokens, "end": end,
+    }  # fmt: skip
 
 
 def answer(step: Step[AnswerRecipe]) -> dict[str, Any]:
     """Answer the questions. Writes `answers.jsonl` (FastChat's answer format; see `_line`) and `card.json`.
 
     A restart goes on after the last batch that was written down. The model of a diverged run answers nothing: its mark
-    is passed on. Facts: the card. Again where the time of its job is up; UserError where a batch does not fit the GPU.
+    is passed on. Facts: the card. Again where the time of its job is up; UserError where a batch does not fit the GPU,
+    or the server does not serve.
     """
-    folder = step.input("model")
+    folder, settings = step.input("model"), step.recipe.answers
     if mark := diverged.pass_on(folder, step.out):
         return mark
     questions = read_questions(step.input("questions"))
-    settings, writer, deadline = step.recipe.answers, Writer(folder, step.recipe), Deadline()
-    records: dict[int, dict[Any, dict[str, Any]]] = {}
-    for turn in TURNS:
-        said = {
-            question["question_id"]: [records[before][question["question_id"]]["text"] for before in records]
-            for question in questions
-        }
-        prompts = [writer.prompt(question, said[question["question_id"]]) for question in questions]
-        journal = Journal(step.scratch / f"turn{turn}.jsonl")
-        done = {record["question_id"] for record in journal.records}
-        left = [
-            batch for batch in batches(prompts, settings) if not done.issuperset(prompt.question_id for prompt in batch)
-        ]
-        with fitting("answers.batch_size", settings.batch_size):
-            for batch in deadline.each(left, f"batches of turn {turn}"):
-                journal.append(writer.write(batch))
-        records[turn] = {record["question_id"]: record for record in journal.records}
+    if settings.server:
+        from trialign.evaluation.served import serving
+
+        tokenizer, config = load_tokenizer(folder), AutoConfig.from_pretrained(folder)
+        asker = Asker(folder, step.recipe, tokenizer, config)
+        with serving(settings.server, folder, step.scratch / "server.log") as server:
+            records = _answer(step, questions, asker, lambda prompts: server.write(prompts, asker.stops))
+    else:
+        model, tokenizer = load(folder)
+        asker = Asker(folder, step.recipe, tokenizer, model.config)
+        records = _answer(step, questions, asker, Writer(model, tokenizer, asker.stops).write)
     name = model_id(folder)
     with (step.out / ANSWERS).open("w", encoding="utf-8") as file:
         for question in questions:
-            texts = [records[turn][question["question_id"]]["text"] for turn in TURNS]
-            file.write(line(_line(name, question["question_id"], texts)))
+            key = question["question_id"]
+            choices = [
+                [(records[turn].get((key, choice)) or records[turn][key, 0])["text"] for turn in TURNS]
+                for choice in range(settings.choices)
+            ]
+            file.write(line(_line(name, key, choices)))
     return write_card(step.out, _card(records))
+
+
+Records = dict[tuple[Any, int], dict[str, Any]]  # by question and choice
+
+
+def _answer(
+    step: Step[AnswerRecipe],
+    questions: Sequence[Mapping[str, Any]],
+    asker: Asker,
+    write: Callable[[Sequence[Prompt]], list[dict[str, Any]]],
+) -> dict[int, Records]:
+    """Return the records of both turns. A question answered greedily has one answer, whatever `choices` says."""
+    settings, deadline = step.recipe.answers, Deadline()
+    records: dict[int, Records] = {}
+    for turn in TURNS:
+        prompts = [
+            asker.prompt(
+                question, [records[before][question["question_id"], choice]["text"] for before in records], choice
+            )
+            for question in questions
+            for choice in range(settings.choices if settings.temperatures.get(question["category"]) else 1)
+        ]
+        journal = Journal(step.scratch / f"turn{turn}.jsonl")
+        done = {(record["question_id"], record["choice"]) for record in journal.records}
+        left = [
+            batch
+            for batch in batches(prompts, settings)
+            if not done.issuperset((prompt.question_id, prompt.choice) for prompt in batch)
+        ]
+        with fitting("answers.batch_size", settings.batch_size):
+            for batch in deadline.each(left, f"batches of turn {turn}"):
+                journal.append(write(batch))
+        records[turn] = {(record["question_id"], record["choice"]): record for record in journal.records}
+    return records
 
 
 def batches(prompts: Iterable[Prompt], settings: AnswerSettings) -> list[list[Prompt]]:
@@ -185,9 +232,10 @@ def model_id(folder: Path) -> str:
     return f"{run.lineage}/seed{run.seed}"
 
 
-def _stops(model: Any, tokenizer: Any) -> list[int]:
+def _stops(folder: Path, tokenizer: Any) -> list[int]:
     """Return the ids that end an answer: the tokenizer's EOS and those that the model's folder names."""
-    named = model.generation_config.eos_token_id
+    file = folder / "generation_config.json"
+    named = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
     return sorted({tokenizer.eos_token_id, *([] if named is None else named if isinstance(named, list) else [named])})
 
 
@@ -195,19 +243,19 @@ def _seed(*values: Any) -> int:
     return int.from_bytes(hashlib.sha256(repr(values).encode()).digest()[:7], "big")
 
 
-def _line(name: str, question_id: int | str, texts: Sequence[str]) -> dict[str, Any]:
+def _line(name: str, question_id: int | str, choices: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Return a line of FastChat's answer files. `answer_id` is a hash and `tstamp` 0, so that reruns are equal."""
-    digest = hashlib.sha256(repr((name, question_id, texts)).encode()).hexdigest()
+    digest = hashlib.sha256(repr((name, question_id, choices)).encode()).hexdigest()
     return {
         "question_id": question_id,
         "answer_id": digest[:22],
         "model_id": name,
-        "choices": [{"index": 0, "turns": texts}],
+        "choices": [{"index": index, "turns": texts} for index, texts in enumerate(choices)],
         "tstamp": 0.0,
     }
 
 
-def _card(records: Mapping[int, Mapping[Any, Mapping[str, Any]]]) -> dict[str, Any]:
+def _card(records: Mapping[int, Records]) -> dict[str, Any]:
     every = [record for turn in records.values() for record in turn.values()]
     return {
         "kind": "answers",

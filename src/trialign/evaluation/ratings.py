@@ -2,7 +2,8 @@
 
 The patterns are FastChat's (fastchat/llm_judge/common.py: `[[8]]`, else `[8]`), but two different ratings in one text
 conflict, where FastChat takes the first, and a rating must lie on the scale. What is not `ok` is counted by reason and
-never averaged in: FastChat writes such a rating down as -1 (`UNRATED`) and leaves it out of its means, too.
+never averaged in. `fastchat` reads a text as FastChat does, for means by its convention: -1 (`UNRATED`) where there is
+no rating.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from typing import Any, Literal, NamedTuple, get_args
 from trialign.errors import UserError
 
 Status = Literal["ok", "no_rating", "conflicting", "out_of_scale", "error", "empty_answer"]
+STATUSES: tuple[str, ...] = get_args(Status)
 COMPONENTS = ("correct", "format", "polite", "concise")
 SCALE = (1.0, 10.0)
 ERROR = "$ERROR$"  # what FastChat writes down in place of a response when the judge's endpoint fails
-UNRATED = -1
+UNRATED = -1.0
 
-_RATING = re.compile(r"\[\[(-?\d+(?:\.\d+)?)\]\]")
-_FALLBACK = re.compile(r"\[(-?\d+(?:\.\d+)?)\]")
+_RATING = re.compile(r"\[\[(-?\d+\.?\d*)\]\]")
+_FALLBACK = re.compile(r"\[(-?\d+\.?\d*)\]")
 _COMPONENT = re.compile(rf"\b({'|'.join(COMPONENTS)}): (\d+(?:\.\d+)?)")
 
 
@@ -39,7 +41,7 @@ def parse(text: str, answer: str = "...") -> Rating:
     `empty_answer`: there is no rating, and there was nothing to rate. An empty answer that the judge does rate has that
     rating: leaving it out would reward silence.
     """
-    if text == ERROR:
+    if text.strip() == ERROR:
         return Rating("error")
     ratings = {float(number) for number in _RATING.findall(text) or _FALLBACK.findall(text)}
     if not ratings:
@@ -52,18 +54,26 @@ def parse(text: str, answer: str = "...") -> Rating:
     return Rating("ok", score, {name: float(number) for name, number in _COMPONENT.findall(text)})
 
 
+def fastchat(text: str) -> float:
+    """Return the rating that FastChat reads (common.py:run_judge_single): the first, on the scale or not, or -1."""
+    for pattern in (_RATING, _FALLBACK):
+        if found := [number for number in pattern.findall(text) if not number.startswith("-")]:
+            return float(found[0])
+    return UNRATED
+
+
 def count(ratings: Iterable[Rating]) -> dict[str, int]:
     """Return how many ratings have each status, all statuses named."""
     counts = Counter(rating.status for rating in ratings)
-    return {status: counts[status] for status in get_args(Status)}
+    return {status: counts[status] for status in STATUSES}
 
 
 def check(counts: Mapping[str, int], max_unjudged: float, where: Any) -> None:
     """Raise UserError, naming the counts, if too large a share is unjudged for a score, or nothing is judged."""
-    total = sum(counts.values())
-    unjudged = total - counts["ok"]
-    if not counts["ok"] or unjudged > max_unjudged * total:
-        reasons = ", ".join(f"{status}: {n}" for status, n in counts.items() if n)
+    total, judged = sum(counts.values()), counts.get("ok", 0)
+    unjudged = total - judged
+    if not judged or unjudged > max_unjudged * total:
+        reasons = ", ".join(f"{status}: {n}" for status, n in counts.items() if n and status != "ok")
         raise UserError(
             f"{where}: {unjudged} of {total} judgments have no usable rating ({reasons}), more than max_unjudged = "
             f"{max_unjudged:g} allows: no score; mend the judge, or raise max_unjudged"

@@ -8,6 +8,7 @@ Only a run that diverged has no numbers to make (`NO_SCORE`), and seen items of 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ import pandas as pd
 
 from trialign import diverged
 from trialign.errors import UserError
+from trialign.evaluation.records import RESULTS
 from trialign.paths import SuiteId, parse_suite
 from trialign.recipes import Column, Items
 from trialign.steps import Step
@@ -203,12 +205,15 @@ class Measurements:
         self._runs: dict[tuple[str, int, Items], Suite] = {}
         self._diverged: set[tuple[str, int]] = set()
         self._subsets: dict[tuple[str, str, Items], tuple[frozenset[str], SuiteId]] = {}
+        self._judges: dict[str, tuple[Any, Path]] = {}
         overlap = Overlap(overlaps) if overlaps else None
         for folder in folders:
             identity = parse_suite(folder)
             if diverged.read(folder):
                 self._diverged.add((identity.lineage, identity.seed))
                 continue
+            if identity.judge:
+                self._check_judge(identity.judge, folder)
             items = _items(folder)
             parts: dict[Items, pd.DataFrame] = {"all": items, **(overlap.split(items, folder) if overlap else {})}
             for split, part in parts.items():
@@ -218,6 +223,19 @@ class Measurements:
     def of(cls, step: Step[Any]) -> Measurements:
         """Read the inputs of an artifact's step."""
         return cls(step.recipe.name, step.inputs["results"], step.inputs.get("overlap", ()))
+
+    def _check_judge(self, name: str, folder: Path) -> None:
+        """Raise UserError where a judge of one name was another elsewhere: its prompts, or the model that responded."""
+        path = folder / RESULTS
+        judge = json.loads(path.read_text()).get("judge", {}) if path.is_file() else {}
+        who = {key: judge.get(key) for key in ("model", "prompts", "served")}
+        other, where = self._judges.setdefault(name, (who, folder))
+        if differing := [key for key in who if who[key] != other[key]]:
+            key = differing[0]
+            raise UserError(
+                f"{self.artifact}: judge '{name}' is not the same in {where} and {folder} ({key}: {other[key]} and "
+                f"{who[key]}): scores do not compare; give the other a name of its own under `judges`, or judge again"
+            )
 
     def _add(self, identity: SuiteId, split: Items, suite: Suite, folder: Path) -> None:
         run = self._runs.setdefault((identity.lineage, identity.seed, split), {})

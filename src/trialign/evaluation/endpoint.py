@@ -1,0 +1,245 @@
+"""A judge behind an OpenAI-compatible endpoint: one request at a time, as often as it takes, never beyond the budget.
+
+Each attempt claims its request in the shared file of responses (`responses.py`), so that what was answered once is
+asked for no more, by any process. The client is openai's, its own retries off: it obeys `Retry-After` only up to a
+minute, and knows no budget.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import cached_property
+from typing import Any
+
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_after_attempt,
+    wait_random_exponential,
+)
+
+from trialign.errors import UserError
+from trialign.evaluation import requests
+from trialign.evaluation.responses import Limits, OverBudget, Responses, Stored, Tokens
+from trialign.settings import EndpointSettings, JudgeRules
+
+TEMPLATE_TOKENS = 256  # at most: what a server's chat template puts around messages
+SLOWEST_WAIT = 60.0  # seconds between two attempts, where the endpoint names none
+POLL_SECONDS = 0.05  # between looks at a request that another thread or process has under way
+_REFUSED = (400, 413, 422)  # the request itself: asking again gives the same
+_BARRED = (401, 403, 404)  # all requests
+_MAYBE_PAID = (502, 504)  # a gateway gave up on an answer that may have come
+
+
+class Transient(Exception):
+    """An attempt failed in a way that passes. after: the seconds that the endpoint asks to wait, if it does."""
+
+    def __init__(self, reason: str, after: float | None = None):
+        super().__init__(reason)
+        self.after = after
+
+
+class Endpoint:
+    """One judge's endpoint; threads share it."""
+
+    def __init__(self, judge: str, rules: JudgeRules, settings: EndpointSettings, stored: Responses) -> None:
+        """Nothing is sent yet, and no key is needed for what is stored."""
+        self._judge, self._rules, self._settings, self._stored = judge, rules, settings, stored
+        self._limits = Limits(settings.price_in, settings.price_out, settings.max_cost, settings.max_tokens)
+        self._ended = threading.Event()
+        self._guard = threading.Lock()
+        self._not_before = 0.0  # monotonic: the endpoint asked all to wait until then
+        self._backoff = wait_random_exponential(multiplier=0.25, max=SLOWEST_WAIT)
+
+    def end(self) -> None:
+        """Let no attempt begin any more: what is under way still comes and is kept."""
+        self._ended.set()
+
+    def ask(self, body: Mapping[str, Any], number: tuple[int, int]) -> Stored:
+        """Return the raw response to a request, stored before anyone reads it.
+
+        number: see `requests.number`. UserError: the budget, a missing or refused key, an endpoint that does not answer
+        after `attempts`.
+        """
+        request = {"body": body, "number": number}
+        retrying = Retrying(
+            stop=stop_after_attempt(self._settings.attempts),
+            wait=self._wait,
+            retry=retry_if_exception_type(Transient),
+            sleep=sleep_using_event(self._ended),
+            reraise=True,
+        )
+        try:
+            return retrying(self._once, requests.key(self._judge, body, number), request)
+        except Transient as error:
+            raise UserError(
+                f"judge {self._judge}: {self._where} failed {self._settings.attempts} times on one request, at last: "
+                f"{error}; what was judged is kept: start again when it answers"
+            ) from error
+        except OverBudget:
+            raise UserError(self._over_budget()) from None
+
+    def most(self, body: Mapping[str, Any]) -> Tokens:
+        """Return the most tokens that a request can take: a token is a byte at least."""
+        return Tokens(_size(body) + TEMPLATE_TOKENS, body.get("max_completion_tokens") or body.get("max_tokens") or 0)
+
+    def _once(self, key: str, request: Mapping[str, Any]) -> Stored:
+        """Make one attempt: wait for the claim, send, keep what comes."""
+        most = self.most(request["body"])
+        while True:
+            if self._ended.wait(max(0.0, self._not_before - time.monotonic())):
+                raise UserError(f"judge {self._judge}: ended before this request was sent")
+            claim = self._stored.claim(key, self._judge, most, self._limits)
+            if claim.stored:
+                return claim.stored
+            if claim.granted:
+                break
+            self._ended.wait(POLL_SECONDS)
+        try:
+            response = self._send(request["body"])
+        except _Lost:
+            self._stored.lose(key)
+            raise
+        except BaseException:
+            self._stored.release(key)
+            raise
+        self._stored.keep(key, self._judge, request, _size(request["body"]), response)
+        return response
+
+    def _send(self, body: Mapping[str, Any]) -> Stored:
+        """Send a request. Returns the response as it came; that the endpoint refuses this very request is one, too.
+
+        Transient: to be tried again; UserError: no request of this judge would be answered.
+        """
+        from openai import APIConnectionError, APIStatusError
+
+        try:
+            text = self._client.chat.completions.with_raw_response.create(
+                model=body["model"], messages=body["messages"], extra_body=dict(body)
+            ).text
+        except APIStatusError as error:
+            return self._refusal(error)
+        except APIConnectionError as error:
+            never_sent = "Connect" in type(error.__cause__).__name__
+            raise (Transient if never_sent else _Lost)(self._without_key(_reason(error))) from None
+        usage = _usage(text, self.most(body))
+        if usage is None:
+            raise _Lost(f"what came is no chat completion: {self._without_key(text[:200])!r}")
+        return Stored(text, usage)
+
+    def _refusal(self, error: Any) -> Stored:
+        status, text = error.status_code, self._without_key(_reason(error))
+        if status in _BARRED or getattr(error, "code", None) == "insufficient_quota":
+            key = self._settings.variable or "none"
+            raise UserError(
+                f"judge {self._judge}: {self._where} refuses every request ({status}: {text}); check the model's name "
+                f"({self._rules.model}), endpoint.base_url and the key (endpoint.key: {key}); what was judged is kept"
+            ) from None
+        if status in _REFUSED:
+            return Stored(json.dumps({"error": text, "status": status}), Tokens())
+        after = _retry_after(error.response.headers)
+        if after is not None:
+            with self._guard:
+                self._not_before = max(self._not_before, time.monotonic() + after)
+            print(f"{status} from {self._where}: asks to wait {after:g} s", file=sys.stderr, flush=True)
+        raise (_Lost if status in _MAYBE_PAID else Transient)(f"{status}: {text}", after) from None
+
+    def _wait(self, state: RetryCallState) -> float:
+        """Return the seconds before the next attempt: what the endpoint asked for, else random ones that grow."""
+        error = state.outcome.exception() if state.outcome else None
+        after = getattr(error, "after", None)
+        return self._backoff(state) if after is None else after
+
+    @property
+    def _where(self) -> str:
+        return self._settings.base_url or "the endpoint"
+
+    @cached_property
+    def _key(self) -> str:
+        """The key, from the environment alone; empty for a server that wants none. UserError where it is not set."""
+        if not (variable := self._settings.variable):
+            return ""
+        if not (key := os.environ.get(variable, "").strip()):
+            raise UserError(
+                f"judge {self._judge}: the environment variable {variable} is not set: export it with the "
+                "endpoint's key"
+            )
+        return key
+
+    @cached_property
+    def _client(self) -> Any:
+        from openai import OpenAI
+
+        settings = self._settings
+        return OpenAI(api_key=self._key or "none", base_url=settings.base_url, timeout=settings.timeout, max_retries=0)
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "[key]") if self._key else text
+
+    def _over_budget(self) -> str:
+        spent, limits = self._stored.spent(self._judge), self._limits
+        paid, lost = (part.cost(limits.price_in, limits.price_out) for part in (spent.paid, spent.lost))
+        budget = " and ".join(
+            f"endpoint.{name} = {value:g}"
+            for name, value in (("max_cost", limits.max_cost), ("max_tokens", limits.max_tokens))
+            if value is not None
+        )
+        return (
+            f"judge {self._judge}: the next request could pass {budget}: {sum(spent.paid):,} tokens ({paid:.2f} USD) "
+            f"are paid, and at most {sum(spent.lost):,} ({lost:.2f} USD) went with responses that broke off; what was "
+            "judged is kept: raise the budget to go on"
+        )
+
+
+class _Lost(Transient):
+    """An attempt that broke off and may have been paid."""
+
+
+def _size(body: Mapping[str, Any]) -> int:
+    """Return the bytes of a request's texts."""
+    return sum(len(message["content"].encode("utf-8", "surrogatepass")) for message in body["messages"])
+
+
+def _usage(text: str, most: Tokens) -> Tokens | None:
+    """Return the tokens that a chat completion says it took, a token for four bytes where it does not say.
+
+    None for what is no chat completion.
+    """
+    try:
+        completion = json.loads(text)
+        content = completion["choices"][0]["message"].get("content") or ""
+        usage = completion.get("usage") or {}
+        return Tokens(
+            int(usage.get("prompt_tokens") or most.into // 4), int(usage.get("completion_tokens") or len(content) // 4)
+        )
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return None
+
+
+def _reason(error: Exception) -> str:
+    told = str(error).splitlines() or [""]
+    cause = f" ({type(error.__cause__).__name__}: {error.__cause__})" if error.__cause__ else ""
+    return f"{told[0] or type(error).__name__}{cause}"
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds of a Retry-After header, a number or a date (RFC 9110, 10.2.3), or of openai's in ms."""
+    try:
+        if milliseconds := headers.get("retry-after-ms"):
+            return max(0.0, float(milliseconds) / 1000)
+        if not (text := headers.get("retry-after")):
+            return None
+        if text.replace(".", "", 1).isdigit():
+            return float(text)
+        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return None

@@ -1,0 +1,37 @@
+"""Work of several threads that wait for others' answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+Unit = TypeVar("Unit")
+Made = TypeVar("Made")
+
+
+def in_parallel(
+    function: Callable[[Unit], Made], work: Iterable[Unit], workers: int, end: Callable[[], None] = lambda: None
+) -> Iterator[tuple[Unit, Made]]:
+    """Yield each unit of `work` with what `function` makes of it, as it comes; at most `workers` are under way.
+
+    The first failure, or one of the caller's, calls `end`, lets what is under way finish, and is raised.
+    """
+    under_way: dict[Future[Made], Unit] = {}
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for unit in work:
+                under_way[pool.submit(function, unit)] = unit
+                while len(under_way) >= workers:
+                    yield from _finished(under_way)
+            while under_way:
+                yield from _finished(under_way)
+        except BaseException:
+            end()
+            raise
+
+
+def _finished(under_way: dict[Future[Made], Unit]) -> Iterator[tuple[Unit, Made]]:
+    done, _ = wait(under_way, return_when=FIRST_COMPLETED)
+    for future in done:
+        yield under_way.pop(future), future.result()

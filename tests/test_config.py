@@ -153,6 +153,46 @@ def test_only_the_suites_of_the_columns_are_needed(paper: config.Experiment) -> 
     assert study.suites(paper, paper.artifacts["table2"]) == ["mtbench/gpt-4", "bigbench"]
 
 
+TWO_JUDGES = {
+    "judges__local": {"kind": "openai", "model": "some-model", "endpoint": {"base_url": "http://node:8000/v1"}},
+    "benchmarks__mtbench_local": {
+        "kind": "judged",
+        "label": "MT-Bench (local)",
+        "source": "mt_bench",
+        "judge": "local",
+    },
+}
+
+
+def test_two_judges_of_the_same_answers_have_columns_and_folders_of_their_own() -> None:
+    raw = changed(**TWO_JUDGES, artifacts__table2__columns=["mtbench", "mtbench_local"])
+    experiment = config.load(raw)
+    table = experiment.artifacts["table2"]
+    assert study.suites(experiment, table) == ["mtbench/gpt-4", "mtbench/local"]
+    found = study.artifact_recipe(experiment, "table2")
+    assert [column.benchmark for column in found.columns] == ["mtbench", "mtbench_local"]
+    assert "MT-Bench is judged by gpt-4 (gpt-4-0613)." in found.caption
+    assert "MT-Bench (local) is judged by local (some-model)." in found.caption
+    recipes = {name: study.judge_recipe(experiment, name) for name in study.judges(experiment)}
+    assert {name: recipe.benchmark for name, recipe in recipes.items()} == {
+        "gpt-4": "mtbench", "local": "mtbench_local",
+    }  # fmt: skip
+    with pytest.raises(UserError, match="'Mean' is a mean of gpt-4 and local: take one judge"):
+        config.load(
+            changed(
+                **TWO_JUDGES, artifacts__table2__columns=[{"label": "Mean", "mean_of": ["mtbench", "mtbench_local"]}]
+            )
+        )
+
+
+def test_an_endpoint_shapes_no_score() -> None:
+    """Another address, budget or key: the recipe, and with it the fingerprint, stays."""
+    other = {"base_url": "http://node:8000/v1", "max_cost": 3, "price_in": 1, "key": "OTHER", "concurrency": 1}
+    one, two = config.load(merged()), config.load(changed(**{"judges__gpt-4__endpoint": other}))
+    assert study.judge_recipe(one, "gpt-4").canonical() == study.judge_recipe(two, "gpt-4").canonical()
+    assert study.endpoints(one) != study.endpoints(two)
+
+
 def test_only_the_benchmarks_that_an_artifact_asks_of_a_lineage_are_evaluated() -> None:
     raw = merged()
     raw["artifacts"] = {"one": raw["artifacts"]["table1"] | {"rows": ["mistral+sft"], "columns": ["arc"]}}
@@ -251,7 +291,7 @@ def merged() -> dict[str, Any]:
     return yaml.safe_load(PAPER.read_text())
 
 
-def wrong(**changes: Any) -> dict[str, Any]:
+def changed(**changes: Any) -> dict[str, Any]:
     """The paper's config with one change: keys are dotted paths written with __, REMOVE removes a key."""
     raw = merged()
     for place, value in changes.items():
@@ -557,7 +597,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 )
 def test_a_wrong_config_is_one_clear_line(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as refusal:
-        config.load(wrong(**change))
+        config.load(changed(**change))
     text = str(refusal.value)
     assert message in text
     assert text.startswith("config: ") and "\n" not in text and "more)" not in text
@@ -567,7 +607,7 @@ def test_a_wrong_config_is_one_clear_line(change: dict[str, Any], message: str) 
     "mirror", ["https://hf-mirror.com", "/no/such.folder", "./mirror.d", "../hub", "hub", "config"]
 )
 def test_a_mirror_is_an_address_or_a_folder_that_another_machine_may_have(mirror: str) -> None:
-    assert config.load(wrong(mirror=mirror)).mirror == mirror
+    assert config.load(changed(mirror=mirror)).mirror == mirror
 
 
 def test_null_deletes_a_key_and_lists_are_replaced() -> None:
@@ -580,8 +620,8 @@ def test_null_deletes_a_key_and_lists_are_replaced() -> None:
 
 def test_a_training_gets_the_gpus_of_all_its_nodes_unless_its_batch_must_be_whole() -> None:
     nodes = {"gpus": 4, "nodes": 2}
-    packed = config.load(wrong(resources__train=nodes))
-    stock = config.load(wrong(resources__train=nodes, training__engine="trl"))
+    packed = config.load(changed(resources__train=nodes))
+    stock = config.load(changed(resources__train=nodes, training__engine="trl"))
     for experiment, lineage, gpus, nodes in (
         (stock, "mistral+sft+dpo", 8, 2), (stock, "mistral+tpo", 1, 1), (packed, "mistral+tpo", 8, 2),
     ):  # fmt: skip

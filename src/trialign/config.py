@@ -591,6 +591,9 @@ def _check_columns(experiment: Experiment, columns: Sequence[str | ColumnSpec]) 
         kinds = {experiment.benchmarks[name].kind for name in names}
         if len(kinds) > 1:
             raise UserError(f"columns: '{label}' is a mean of accuracies and judged scores: take one kind")
+        judges = {item.judge for item in map(experiment.benchmarks.get, names) if isinstance(item, JudgedBenchmark)}
+        if len(judges) > 1:
+            raise UserError(f"columns: '{label}' is a mean of {' and '.join(sorted(judges))}: take one judge")
         metric = None if isinstance(column, str) else column.metric
         if metric is not None and kinds == {"judged"} and metric not in JUDGED_METRICS:
             raise UserError(f"columns: '{label}': {_unknown('metric', metric, JUDGED_METRICS)}")

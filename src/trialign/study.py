@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar, cast
@@ -537,6 +537,7 @@ def artifact_recipe(experiment: Experiment, name: str) -> recipes.Artifact:
             [
                 artifact.caption,
                 *_split(experiment, artifact),
+                *_judged_by(experiment, artifact),
                 *(f"Ours: {choice}." for choice in choices_of_ours(experiment, artifact)),
             ]
         ),
@@ -618,6 +619,14 @@ def _split(experiment: Experiment, artifact: AnyArtifact) -> list[str]:
 def _only(rules: type[S], settings: Settings) -> S:
     """Return the part of the settings that shapes a step's output: labels and names of sources do not."""
     return rules(**{name: getattr(settings, name) for name in rules.model_fields})
+
+
+def _judged_by(experiment: Experiment, artifact: AnyArtifact) -> Iterator[str]:
+    """Yield who judges each judged column: scores of different judges do not compare."""
+    for name, item in experiment.benchmarks.items():
+        if name in benchmarks(artifact) and isinstance(item, JudgedBenchmark):
+            model = experiment.judges[item.judge].model
+            yield f"{item.label} is judged by {item.judge}{f' ({model})' if model and model != item.judge else ''}."
 
 
 def choices_of_ours(experiment: Experiment, artifact: AnyArtifact) -> list[str]:

@@ -322,6 +322,18 @@ def test_a_server_is_told_temperature_and_a_seed_of_the_question(model_folder, q
     assert len({one["seed"] for one in asked}) == len(asked) == 2 * (4 + 2 * 3)
 
 
+def test_a_restart_asks_the_server_for_what_is_missing(model_folder, questions, make_step, tmp_path):
+    whole = make_step(recipe(server=SERVER), {"model": model_folder, "questions": questions})
+    answer(whole)
+    journal = (whole.scratch / "turn1.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed/turn1.jsonl").write_text("".join(journal[:3]) + journal[3][:20])
+    step = make_step(recipe(server=SERVER), {"model": model_folder, "questions": questions}, tmp_path / "killed")
+    answer(step)
+    assert len(seen_by(step)) == 4 + 7
+    assert texts(step) == texts(whole)
+
+
 def test_a_server_is_ended_with_its_children(model_folder, questions, make_step, tmp_path):
     script = tmp_path / "wrapped.sh"
     script.write_text(f"#!/bin/sh\n{SERVER.replace('{model}', '$1').replace('{port}', '$2')} &\necho $! > $3\nwait\n")

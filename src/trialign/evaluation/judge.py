@@ -1,7 +1,6 @@
-"""Judging stored answers: raw responses are written down before they are read, then rated, counted and published.
+"""Judging stored answers: who judges is asked, raw responses are stored before they are read.
 
-Who judges is behind `_judge`: the demo's rubric, or a model behind an endpoint. Storage, parser, card, scores and items
-are the same for both.
+A judge is the demo's rubric or a model behind an endpoint; what judgments come to is the same for both: `judged.py`.
 """
 
 from __future__ import annotations
@@ -9,47 +8,24 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from importlib.metadata import version
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from trialign import diverged
-from trialign.data.cards import sha256, write_card
 from trialign.deadline import Deadline
 from trialign.demo import judge as rubric_judge
 from trialign.errors import UserError
-from trialign.evaluation import ratings, requests, scores
+from trialign.evaluation import ratings, requests
 from trialign.evaluation.parallel import in_parallel
-from trialign.evaluation.questions import ANSWERS, TURNS, line, place, read_lines, read_questions
-from trialign.evaluation.ratings import Rating
-from trialign.evaluation.records import Item, mean_of_clusters, publish
-from trialign.evaluation.requests import RUBRIC, Prompt, Request
+from trialign.evaluation.questions import ANSWERS, TURNS, place, read_lines, read_questions
+from trialign.evaluation.requests import RUBRIC, Judgment, Prompt, Request
 from trialign.evaluation.responses import FILE, Responses, Stored, Tokens
 from trialign.recipes import JudgeRecipe
 from trialign.settings import EndpointSettings
-from trialign.steps import Step
+from trialign.steps import Step, digest
 
-JUDGMENTS = "judgments.jsonl"
-TURN_METRICS = {1: "first_turn", 2: "second_turn"}
 PROGRESS_SECONDS = 10.0
-
-
-class Judgment(NamedTuple):
-    """A response of a judge and what it says.
-
-    prompt: the name of the prompt; asked: its text, for a reader; served: the model that the endpoint says responded;
-    refusal: why the endpoint would not respond, if it would not.
-    """
-
-    prompt: str
-    asked: str
-    text: str
-    rating: Rating
-    served: str | None = None
-    tokens: Tokens = Tokens()
-    refusal: str | None = None
 
 
 class Judge(Protocol):
@@ -72,9 +48,8 @@ class Rubric:
 
     def __init__(self, step: Step[JudgeRecipe]) -> None:
         """Read the rubric beside the questions."""
-        path = place(step.input("questions")) / RUBRIC
-        self.digest = sha256(path)[:32] if path.is_file() else ""
-        self._rubrics = {rubric["question_id"]: rubric for rubric in read_lines(path)}
+        rubrics = read_lines(place(step.input("questions")) / RUBRIC)
+        self.digest, self._rubrics = digest(rubrics), {rubric["question_id"]: rubric for rubric in rubrics}
         self._stored, self._name, self._rules = Responses(step.scratch / FILE), step.recipe.name, step.recipe.judge
 
     def ask(self, request: Request) -> list[Judgment]:
@@ -143,41 +118,33 @@ def judge(step: Step[JudgeRecipe]) -> dict[str, Any]:
     """
     if mark := diverged.pass_on(step.input("answers"), step.out):
         return mark
-    recipe = step.recipe
-    asked = requests_of(read_questions(step.input("questions")), step.input("answers"), recipe.judge.repeats)
-    who: Judge = Rubric(step) if recipe.judge.kind == "rubric" else Model(step)
-    judged = dict(_ask(who, asked))
-    pairs = [(request, judgment) for request in asked for judgment in judged[_key(request)]]
+    questions = read_questions(step.input("questions"))
+    asked = requests_of(questions, step.input("answers"), step.recipe.judge.repeats)
+    who: Judge = Rubric(step) if step.recipe.judge.kind == "rubric" else Model(step)
+    found = dict(_ask(who, asked))
+    from trialign.evaluation import judged
 
-    _write_judgments(step.out / JUDGMENTS, recipe, pairs)
-    table = scores.frame(_row(request, judgment) for request, judgment in pairs)
-    counts = _statuses(table)
-    _check(recipe, table, pairs, step.input("answers"))
-    items = _items(recipe.benchmark, table, pairs)
-    results = {
-        "benchmarks": {recipe.benchmark: _result(table, items) | {"statuses": counts}},
-        "judge": {
-            "name": recipe.name,
-            **recipe.judge.model_dump(mode="json"),
-            "prompts": who.digest,
-            "served": sorted({judgment.served for _, judgment in pairs if judgment.served}),
-        },
-        "versions": {"trialign": version("trialign")},
-    }
-    publish(step.out, items, results)
-    write_card(step.out, _card(pairs, counts))
-    return results
+    pairs = [(request, judgment) for request in asked for judgment in found[request.key]]
+    return judged.publish(step, pairs, who.digest)
 
 
 def _ask(who: Judge, asked: list[Request]) -> Iterator[tuple[tuple[Any, ...], list[Judgment]]]:
     """Yield the key and the judgments of each request, as they come, and say how far it is."""
     began = told = time.monotonic()
     work = Deadline().each(asked, "judgments")
-    for done, (request, judgments) in enumerate(in_parallel(who.ask, work, who.workers, who.end), start=1):
+    responses = in_parallel(who.ask, work, who.workers, who.end, meanwhile=_import_the_rest)
+    for done, (request, judgments) in enumerate(responses, start=1):
         if time.monotonic() - told > PROGRESS_SECONDS:
             told = time.monotonic()
             print(f"judged {done}/{len(asked)}  {told - began:.0f} s", file=sys.stderr, flush=True)
-        yield _key(request), judgments
+        yield request.key, judgments
+
+
+def _import_the_rest() -> None:
+    """Load what publishes, while nothing is to be done but wait: pandas takes half a second."""
+    from trialign.evaluation import judged
+
+    del judged
 
 
 def requests_of(questions: list[dict[str, Any]], path: Path, repeats: int) -> list[Request]:
@@ -196,105 +163,7 @@ def requests_of(questions: list[dict[str, Any]], path: Path, repeats: int) -> li
     ]
 
 
-def _key(request: Request) -> tuple[Any, ...]:
-    return request.question["question_id"], request.choice, request.turn, request.repeat
-
-
 def _conversation(request: Request) -> str:
     """Return the conversation up to the answer, for a reader of a judgment that had no prompt."""
     said = zip(request.question["turns"][: request.turn], request.turns, strict=False)
     return "\n\n".join(f"[User]\n{question}\n\n[Assistant]\n{answer}" for question, answer in said)
-
-
-def _row(request: Request, judgment: Judgment) -> scores.Row:
-    question_id, choice, turn, repeat = _key(request)
-    rating = judgment.rating
-    return scores.Row(
-        str(question_id), turn, choice, repeat, request.question["category"], rating.status, rating.score,
-        ratings.fastchat(judgment.text),
-    )  # fmt: skip
-
-
-def _write_judgments(path: Path, recipe: JudgeRecipe, pairs: list[tuple[Request, Judgment]]) -> None:
-    """Write FastChat's lines with the score that FastChat reads, and beside it which answer and who responded."""
-    with path.open("w", encoding="utf-8") as file:
-        for request, judgment in pairs:
-            record = {
-                "question_id": request.question["question_id"],
-                "model": request.model,
-                "judge": [recipe.judge.model or recipe.name, judgment.prompt],
-                "user_prompt": judgment.asked,
-                "judgment": judgment.text,
-                "score": ratings.fastchat(judgment.text),
-                "turn": request.turn,
-                "tstamp": 0.0,
-                "choice": request.choice,
-                "repeat": request.repeat,
-                "served": judgment.served,
-            }
-            file.write(line(record))
-
-
-def _statuses(table: Any) -> dict[str, int]:
-    """Return how many responses have each status, all statuses named."""
-    found = table["status"].value_counts()
-    return {status: int(found.get(status, 0)) for status in (*ratings.STATUSES, scores.RERUN)}
-
-
-def _check(recipe: JudgeRecipe, table: Any, pairs: list[tuple[Request, Judgment]], where: Path) -> None:
-    """Raise UserError where too many answers have no usable rating; with the endpoint's words, where it refused."""
-    refusal = next((judgment.refusal for _, judgment in pairs if judgment.refusal), None)
-    why = f" (the endpoint refused one: {refusal})" if refusal else ""
-    ratings.check(scores.per_answer(table), recipe.judge.max_unjudged, f"judge {recipe.name}, {where}{why}")
-
-
-def _items(benchmark: str, table: Any, pairs: list[tuple[Request, Judgment]]) -> list[Item]:
-    """Return an item for each question and turn and metric: the mean of its answers' judgments."""
-    values: dict[tuple[str, str, str], list[float]] = {}
-    for (request, judgment), counts, read_by_fastchat in zip(pairs, table["counts"], table["fastchat"], strict=True):
-        question_id, _, turn, _ = _key(request)
-        place_ = (request.question["category"], f"{question_id}/{turn}")
-        if counts:
-            rating = judgment.rating
-            named = {"score": rating.score, TURN_METRICS[turn]: rating.score, **rating.components}
-            for metric, value in named.items():
-                values.setdefault((*place_, metric), []).append(value)
-        if read_by_fastchat != ratings.UNRATED:
-            values.setdefault((*place_, "fastchat"), []).append(read_by_fastchat)
-    return [
-        Item(benchmark, subset, item, metric, sum(each) / len(each)) for (subset, item, metric), each in values.items()
-    ]
-
-
-def _result(table: Any, items: list[Item]) -> dict[str, Any]:
-    """Return the entry of `results.json`: the strict mean, and all that `scores.summary` says.
-
-    `stderr` takes the two turns of a question together (`records.mean_of_clusters`).
-    """
-    value, error = mean_of_clusters(
-        [(item.item.rpartition("/")[0], item.value) for item in items if item.metric == "score"]
-    )
-    components: dict[str, list[float]] = {}
-    for item in items:
-        if item.metric in ratings.COMPONENTS:
-            components.setdefault(item.metric, []).append(item.value)
-    return {
-        "metric": "score",
-        "value": value,
-        "stderr": error,
-        **scores.summary(table),
-        "components": {name: sum(each) / len(each) for name, each in components.items()},
-    }
-
-
-def _card(pairs: list[tuple[Request, Judgment]], counts: Mapping[str, int]) -> dict[str, Any]:
-    return {
-        "kind": "judgments",
-        "rows_in": len(pairs),
-        "rows": {"judged": counts["ok"]},
-        "dropped": {status: n for status, n in counts.items() if status != "ok"},
-        "empty_answers": len({_key(request) for request, _ in pairs if not request.answer.strip()}),
-        "tokens_in": sum(judgment.tokens.into for _, judgment in pairs),
-        "tokens_out": sum(judgment.tokens.out for _, judgment in pairs),
-        "served": dict(Counter(judgment.served for _, judgment in pairs if judgment.served)),
-    }

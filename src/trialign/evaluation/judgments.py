@@ -16,7 +16,7 @@ import pandas as pd
 
 from trialign.errors import UserError
 from trialign.evaluation import ratings, scores
-from trialign.evaluation.judge import JUDGMENTS
+from trialign.evaluation.judged import JUDGMENTS
 from trialign.evaluation.questions import QUESTIONS, TURNS, place, read_lines
 
 _NEEDED = ("question_id", "model", "judge", "judgment")
@@ -138,7 +138,7 @@ def _answer(asked: Any) -> str:
 def _of_model(part: pd.DataFrame, max_unjudged: float) -> dict[str, Any]:
     """Return one model's report; its `scores` are None and `error` says why where too much is unjudged."""
     rows = _frame(part)
-    found, answers = rows["status"].value_counts(), scores.per_answer(rows)
+    answers = scores.per_answer(rows)
     judgments = sum(answers.values())
     unjudged = judgments - answers.get("ok", 0)
     error = None
@@ -152,7 +152,7 @@ def _of_model(part: pd.DataFrame, max_unjudged: float) -> dict[str, Any]:
         "questions": int(part["question"].nunique()),
         "judgments": judgments,
         "reruns": len(part) - judgments,
-        "statuses": {status: int(found.get(status, 0)) for status in (*ratings.STATUSES, scores.RERUN)},
+        "statuses": scores.statuses(rows),
         "unjudged": unjudged,
         "unjudged_share": round(unjudged / judgments, 6),
         "scores_read_otherwise": int((part["reading"] != part["fastchat"]).sum()),

@@ -12,8 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,14 +162,15 @@ def answer(step: Step[AnswerRecipe]) -> dict[str, Any]:
     if settings.server:
         from trialign.evaluation.served import serving
 
-        tokenizer, config = load_tokenizer(folder), AutoConfig.from_pretrained(folder)
-        asker = Asker(folder, step.recipe, tokenizer, config)
+        asker = Asker(folder, step.recipe, load_tokenizer(folder), AutoConfig.from_pretrained(folder))
         with serving(settings.server, folder, step.scratch / "server.log") as server:
-            records = _answer(step, questions, asker, lambda prompts: server.write(prompts, asker.stops))
+            write = partial(server.write, stops=asker.stops, at_a_time=settings.batch_size)
+            records = _answer(step, questions, asker, one_by_one, write)
     else:
         model, tokenizer = load(folder)
         asker = Asker(folder, step.recipe, tokenizer, model.config)
-        records = _answer(step, questions, asker, Writer(model, tokenizer, asker.stops).write)
+        writer = Writer(model, tokenizer, asker.stops)
+        records = _answer(step, questions, asker, partial(batches, settings=settings), partial(map, writer.write))
     name = model_id(folder)
     with (step.out / ANSWERS).open("w", encoding="utf-8") as file:
         for question in questions:
@@ -184,13 +186,22 @@ def answer(step: Step[AnswerRecipe]) -> dict[str, Any]:
 Records = dict[tuple[Any, int], dict[str, Any]]  # by question and choice
 
 
+Batches = list[list[Prompt]]
+Written = Iterator[list[dict[str, Any]]]
+
+
 def _answer(
     step: Step[AnswerRecipe],
     questions: Sequence[Mapping[str, Any]],
     asker: Asker,
-    write: Callable[[Sequence[Prompt]], list[dict[str, Any]]],
+    parted: Callable[[list[Prompt]], Batches],
+    write: Callable[[Iterator[list[Prompt]]], Written],
 ) -> dict[int, Records]:
-    """Return the records of both turns. A question answered greedily has one answer, whatever `choices` says."""
+    """Return the records of both turns. A question answered greedily has one answer, whatever `choices` says.
+
+    parted: puts prompts into batches, which are written, and written down, as one. write: writes them, one or several
+    at a time.
+    """
     settings, deadline = step.recipe.answers, Deadline()
     records: dict[int, Records] = {}
     for turn in TURNS:
@@ -205,17 +216,22 @@ def _answer(
         done = {(record["question_id"], record["choice"]) for record in journal.records}
         left = [
             batch
-            for batch in batches(prompts, settings)
+            for batch in parted(prompts)
             if not done.issuperset((prompt.question_id, prompt.choice) for prompt in batch)
         ]
         with fitting("answers.batch_size", settings.batch_size):
-            for batch in deadline.each(left, f"batches of turn {turn}"):
-                journal.append(write(batch))
+            for written in write(deadline.each(left, f"batches of turn {turn}")):
+                journal.append(written)
         records[turn] = {(record["question_id"], record["choice"]): record for record in journal.records}
     return records
 
 
-def batches(prompts: Iterable[Prompt], settings: AnswerSettings) -> list[list[Prompt]]:
+def one_by_one(prompts: Iterable[Prompt]) -> Batches:
+    """Return each prompt as a batch of its own, longest first."""
+    return [[prompt] for prompt in sorted(prompts, key=lambda prompt: -len(prompt.ids))]
+
+
+def batches(prompts: Iterable[Prompt], settings: AnswerSettings) -> Batches:
     """Return the prompts in batches, longest first: those with full room together, each other one alone."""
     ordered = sorted(prompts, key=lambda prompt: -len(prompt.ids))
     full = [prompt for prompt in ordered if prompt.room == settings.max_new_tokens]

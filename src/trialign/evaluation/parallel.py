@@ -10,12 +10,21 @@ Unit = TypeVar("Unit")
 Made = TypeVar("Made")
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
 def in_parallel(
-    function: Callable[[Unit], Made], work: Iterable[Unit], workers: int, end: Callable[[], None] = lambda: None
+    function: Callable[[Unit], Made],
+    work: Iterable[Unit],
+    workers: int,
+    end: Callable[[], object] = _nothing,
+    meanwhile: Callable[[], object] = _nothing,
 ) -> Iterator[tuple[Unit, Made]]:
     """Yield each unit of `work` with what `function` makes of it, as it comes; at most `workers` are under way.
 
-    The first failure, or one of the caller's, calls `end`, lets what is under way finish, and is raised.
+    The first failure, or one of the caller's, calls `end`, lets what is under way finish, and is raised. `meanwhile` is
+    called once, after the first has come, if more are to be waited for.
     """
     under_way: dict[Future[Made], Unit] = {}
     with ThreadPoolExecutor(workers) as pool:
@@ -24,6 +33,8 @@ def in_parallel(
                 under_way[pool.submit(function, unit)] = unit
                 while len(under_way) >= workers:
                     yield from _finished(under_way)
+                    meanwhile()
+                    meanwhile = _nothing
             while under_way:
                 yield from _finished(under_way)
         except BaseException:

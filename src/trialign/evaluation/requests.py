@@ -11,10 +11,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from trialign.errors import UserError
 from trialign.evaluation.questions import TURNS, place, read_lines
+from trialign.evaluation.ratings import Rating
+from trialign.evaluation.responses import Tokens
 from trialign.settings import JudgeRules
 from trialign.steps import digest
 
@@ -39,9 +41,30 @@ class Request:
     repeat: int = 0
 
     @property
+    def key(self) -> tuple[Any, int, int, int]:
+        """What identifies it within one model's answers: question, choice, turn, repeat."""
+        return self.question["question_id"], self.choice, self.turn, self.repeat
+
+    @property
     def answer(self) -> str:
         """The answer to judge."""
         return self.turns[self.turn - 1]
+
+
+class Judgment(NamedTuple):
+    """A response of a judge and what it says.
+
+    prompt: the name of the prompt; asked: its text, for a reader; served: the model that the endpoint says responded;
+    refusal: why the endpoint would not respond, if it would not.
+    """
+
+    prompt: str
+    asked: str
+    text: str
+    rating: Rating
+    served: str | None = None
+    tokens: Tokens = Tokens()
+    refusal: str | None = None
 
 
 class Prompt:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from trialign.evaluation.ratings import UNRATED
+from trialign.evaluation.ratings import STATUSES, UNRATED
 
 RESAMPLES = 10_000
 SEED = 0  # of the resampling, so that a report says the same each time
@@ -43,6 +43,12 @@ def frame(rows: Iterable[Row]) -> pd.DataFrame:
     table["counts"] = usable & ~table[usable].duplicated(ANSWER).reindex(table.index, fill_value=False)
     table.loc[usable & ~table["counts"], "status"] = RERUN
     return table
+
+
+def statuses(table: pd.DataFrame) -> dict[str, int]:
+    """Return how many responses have each status, all statuses named."""
+    found = table["status"].value_counts()
+    return {status: int(found.get(status, 0)) for status in (*STATUSES, RERUN)}
 
 
 def per_answer(table: pd.DataFrame) -> dict[str, int]:

@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,23 +36,23 @@ class Server:
         """model: what the server calls it."""
         self._client, self._model, self._log = client, model, log
 
-    def write(self, prompts: Sequence[Prompt], stops: list[int]) -> list[dict[str, Any]]:
-        """Answer prompts, all at once, which is what such servers are made for; see `mtbench.Writer.write`.
+    def write(
+        self, batches: Iterator[list[Prompt]], stops: list[int], at_a_time: int
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Answer batches of one prompt, `at_a_time` of them, and yield each as it comes; see `mtbench.Writer.write`.
 
         stops: ids that end an answer. UserError where the server fails.
         """
         from openai import OpenAIError
 
-        numbered = list(enumerate(prompts))
         try:
-            made = in_parallel(lambda unit: self._one(unit[1], stops), numbered, len(numbered))
-            found = {number: record for (number, _), record in made}
+            for _, record in in_parallel(lambda batch: self._one(batch[0], stops), batches, at_a_time):
+                yield [record]
         except OpenAIError as error:
             raise UserError(
                 f"answers.server fails ({type(error).__name__}: {str(error).splitlines()[0]}); what it said itself is "
                 f"in {self._log}"
             ) from error
-        return [found[number] for number, _ in numbered]
 
     def _one(self, prompt: Prompt, stops: list[int]) -> dict[str, Any]:
         from trialign.evaluation.mtbench import record

@@ -1,5 +1,5 @@
 # make demo    set-up and the whole study on the embedded tiny world (CPU, offline)
-# make test    set-up and all tests
+# make test    set-up and all tests; those on a real SLURM wait more than they work: two files at a time
 # make soak    the long tests, run before a release; what they gave is in docs/soak.md and docs/reliability.md
 # make bench   data at full size, plans, submission to SLURM, judging, training steps: seconds and memory, into results/bench/
 # make bench-gpu   training steps on a GPU (docs/performance.md)
@@ -34,7 +34,8 @@ dag: setup
 	snakemake $(DEMO) --quiet all --rulegraph dot all | trialign rulegraph $(RESULTS)/rulegraph
 
 test: setup
-	pytest
+	pytest --ignore tests/slurm
+	pytest -n 2 --dist loadfile tests/slurm
 
 soak: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-soak.txt

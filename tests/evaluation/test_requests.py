@@ -116,6 +116,9 @@ def test_what_is_missing_is_named(tmp_path):
     write_lines(folder / "judge_prompts.jsonl", rows)
     with pytest.raises(UserError, match=f"no prompt 'single-math-v1'; FastChat's file has .*{list(PROMPTS)[3]}"):
         Prompt(folder)
+    (folder / "judge_prompts.jsonl").unlink()
+    with pytest.raises(UserError, match=r"judge_prompts\.jsonl: no such file; a judge behind an endpoint needs"):
+        Prompt(folder)
 
 
 @pytest.fixture

@@ -241,7 +241,7 @@ def test_a_run_that_diverges_leaves_a_cell_without_a_score(finished_study: Path,
 def test_a_failing_job_says_which_run_why_and_how_to_repeat_it(finished_study: Path) -> None:
     done = command(
         "snakemake", *TEST_CONFIG, "--config", f"results_dir={finished_study}",
-        "judges={absent: {kind: openai, model: x-2024-01-01}}", "benchmarks={mtbench: {judge: absent}}",
+        "judges={absent: {kind: openai, model: x, endpoint: {base_url: 'http://127.0.0.1:9/v1'}}}", "benchmarks={mtbench: {judge: absent}}",
         "--cores", "1", "--nolock", "--", f"{finished_study}/runs/mistral+sft/seed1/mtbench/absent",
     )  # fmt: skip
     assert done.returncode != 0
@@ -249,3 +249,17 @@ def test_a_failing_job_says_which_run_why_and_how_to_repeat_it(finished_study: P
     script = re.search(r"repeat it alone: sh (\S+)", done.stdout).group(1)
     again = command("sh", script)
     assert again.returncode == 1 and "failed: " in again.stdout
+
+
+def test_answers_of_another_tool_are_judged_by_a_judge_of_the_config(finished_study: Path, tmp_path: Path) -> None:
+    suite = finished_study / "runs/mistral+sft/seed1/mtbench"
+    shutil.copyfile(suite / "answers/answers.jsonl", tmp_path / "their-model.jsonl")
+    configs = [word for file in ("config/demo.yaml", "config/test.yaml") for word in ("--configfile", file)]
+    settings = ["--config", f"results_dir={finished_study}", "--profile", "none"]
+    judging = ["trialign", "judge", "answers", f"{tmp_path}/their-model.jsonl", "--output", f"{tmp_path}/judged"]
+    done = command(*judging, "--judge", "rubric", *configs, *settings)
+    assert done.returncode == 0, done.stdout
+    for name in ("items.parquet", "judgments.jsonl", "results.json"):
+        assert (tmp_path / "judged" / name).read_bytes() == (suite / "rubric" / name).read_bytes()
+    done = command(*judging, "--judge", "rubic", *configs, *settings)
+    assert done.returncode == 2 and "no benchmark is judged by 'rubic' (did you mean 'rubric'?): rubric" in done.stdout

@@ -47,6 +47,12 @@ MEANINGS = {
     "system_turn": "conversations that open with a system turn",
     "empty_system_turn": "of these, with nothing in it",
     "prompt_is_not_first_turn": "the row's `prompt` is not what its first user turn says",
+    "no_rating": "no [[rating]] and no [rating] in the judge's response",
+    "conflicting": "two different ratings in one response",
+    "out_of_scale": "a rating below 1 or above 10",
+    "error": "the endpoint refused this request",
+    "empty_answer": "no rating, and the answer that was judged is empty",
+    "rerun": "a usable rating of an answer that has one already",
 }
 
 

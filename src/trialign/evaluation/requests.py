@@ -72,6 +72,11 @@ class Prompt:
 
     def __init__(self, folder: Path) -> None:
         """Read the folder. UserError where prompts or reference answers are missing."""
+        if not (folder / PROMPTS).is_file():
+            raise UserError(
+                f"{folder / PROMPTS}: no such file; a judge behind an endpoint needs FastChat's prompts and reference "
+                "answers beside the questions (sources.mt_bench of config/config.yaml fetches all three)"
+            )
         prompts = {prompt["name"]: prompt for prompt in read_lines(folder / PROMPTS)}
         names = [_name(category, turn) for category in ("", WITH_REFERENCE[0]) for turn in TURNS]
         if missing := [name for name in names if name not in prompts]:

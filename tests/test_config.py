@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -185,12 +186,14 @@ def test_two_judges_of_the_same_answers_have_columns_and_folders_of_their_own() 
         )
 
 
-def test_an_endpoint_shapes_no_score() -> None:
-    """Another address, budget or key: the recipe, and with it the fingerprint, stays."""
+def test_an_endpoint_shapes_no_score(tmp_path: Path) -> None:
+    """Another address, budget or key: the recipe, and with it the fingerprint, stays; a start writes it down."""
     other = {"base_url": "http://node:8000/v1", "max_cost": 3, "price_in": 1, "key": "OTHER", "concurrency": 1}
     one, two = config.load(merged()), config.load(changed(**{"judges__gpt-4__endpoint": other}))
     assert study.judge_recipe(one, "gpt-4").canonical() == study.judge_recipe(two, "gpt-4").canonical()
-    assert study.endpoints(one) != study.endpoints(two)
+    study.stamp(two.model_copy(update={"results_dir": str(tmp_path)}))
+    (written,) = json.loads((tmp_path / ".shared/endpoints.json").read_text()).values()
+    assert written.items() >= other.items()
 
 
 def test_only_the_benchmarks_that_an_artifact_asks_of_a_lineage_are_evaluated() -> None:

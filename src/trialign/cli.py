@@ -41,15 +41,12 @@ def step(
     log: Annotated[Path, typer.Option(help="Where the step's output goes.")],
     processes: Annotated[int, typer.Option(min=1, help="Processes of a training on a node, one for each GPU.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, help="Nodes of a training: of the SLURM job that this runs in.")] = 1,
-    endpoints: Annotated[str, typer.Option(help="How judges are reached: JSON, judge -> its `endpoint`.")] = "{}",
 ) -> None:
     """Run one step: make its result, or take it from the store, and link it into OUTPUT."""
     from trialign import paths, recipes, steps
-    from trialign.settings import EndpointSettings
 
     try:
         parsed = recipes.parse(recipe)
-        reached = {name: EndpointSettings.model_validate(item) for name, item in json.loads(endpoints).items()}
     except ValueError as error:
         raise UserError(f"this is not a recipe: {str(error).splitlines()[0]}; let snakemake write it") from None
     groups: dict[str, tuple[Path, ...]] = defaultdict(tuple)
@@ -61,7 +58,7 @@ def step(
         terminal, script = _send_output_to(log)
         marker.unlink(missing_ok=True)
         try:
-            done = steps.run(parsed, groups, root, output, processes, nodes, reached.get(getattr(parsed, "name", "")))
+            done = steps.run(parsed, groups, root, output, processes, nodes)
             print(f"{done} {output}", flush=True)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
@@ -247,8 +244,8 @@ def answers(
         )
     source = study.source_path(experiment, study.question_sources(experiment)[0])
     inputs = {"answers": (file,), "questions": (Path(source),)}
-    endpoint = experiment.judges[judge].endpoint
-    steps.run(study.judge_recipe(experiment, judge), inputs, Path(experiment.results_dir), output, endpoint=endpoint)
+    study.write_endpoints(experiment)
+    steps.run(study.judge_recipe(experiment, judge), inputs, Path(experiment.results_dir), output)
     typer.echo(f"{output}: judgments.jsonl, results.json, items.parquet, card.html")
 
 

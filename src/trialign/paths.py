@@ -10,6 +10,7 @@
 <results>/.store/<fingerprint>                        what was published; the rest are hard links to it
 <results>/.work/<fingerprint>                         work in progress, its lease and its checkpoints
 <results>/.shared/responses.sqlite                    what judges responded, raw, shared by all judging
+<results>/.shared/endpoints.json                      how judges are reached, as the last start's config says
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import NamedTuple
 STORE = ".store"
 WORK = ".work"
 SHARED = ".shared"
+ENDPOINTS = "endpoints.json"  # in SHARED
 STAMP = "experiment.json"
 PROVENANCE = "provenance"
 AGAIN = ".again"  # in place of a log's suffix: its step is to be started again, and why

@@ -30,7 +30,6 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from trialign import lease, paths
 from trialign.errors import UserError
 from trialign.recipes import Recipe
-from trialign.settings import EndpointSettings
 
 R = TypeVar("R")
 RUN_JSON = "run.json"
@@ -68,8 +67,8 @@ class Step(Generic[R]):
 
     recipe: the typed recipe. inputs: named input paths. out: the folder to fill with the result, empty at the start.
     scratch: a folder that survives a kill and is removed once the result is published. processes: how many the step may
-    run on, one for each GPU, on each of its `nodes`. endpoint: how a judge is reached. shared: a folder of the results
-    tree for what outlives all steps; None: there is no tree.
+    run on, one for each GPU, on each of its `nodes`. shared: a folder of the results tree for what outlives all steps;
+    None: there is no tree.
     """
 
     recipe: R
@@ -78,7 +77,6 @@ class Step(Generic[R]):
     scratch: Path
     processes: int = 1
     nodes: int = 1
-    endpoint: EndpointSettings | None = None
     shared: Path | None = None
 
     def input(self, name: str) -> Path:
@@ -94,18 +92,17 @@ def run(
     output: Path,
     processes: int = 1,
     nodes: int = 1,
-    endpoint: EndpointSettings | None = None,
 ) -> str:
     """Make the step's result, or take it from the store, and link it into the folder `output`.
 
-    root: the results tree. processes, nodes, endpoint: see `Step`; no part of what identifies the result. Returns
-    "made" or "restored".
+    root: the results tree. processes, nodes: see `Step`; no part of what identifies the result. Returns "made" or
+    "restored".
     One process at a time works on a step (two outputs can be one step's: the tokenizers of two models with one recipe):
     see `lease.held` for what the others do. UserError: a missing input, a full disk. Again: to be continued in another
     start. What the step itself raises leaves its scratch folder to the next start.
     """
     try:
-        return _run(recipe, inputs, root, output, _Means(processes, nodes, endpoint, root / paths.SHARED))
+        return _run(recipe, inputs, root, output, _Means(processes, nodes, root / paths.SHARED))
     except Exception as error:  # libraries that write say it in errors of their own
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
             raise UserError(
@@ -120,7 +117,6 @@ class _Means(NamedTuple):
 
     processes: int
     nodes: int
-    endpoint: EndpointSettings | None
     shared: Path
 
 

@@ -121,12 +121,22 @@ def _owner(target: Path) -> str:
 
 
 def stamp(experiment: Experiment) -> None:
-    """Mark a results tree as this experiment's."""
-    root = Path(experiment.results_dir)
-    root.mkdir(parents=True, exist_ok=True)
-    draft = root / f"{paths.STAMP}.{os.getpid()}"
-    draft.write_text(json.dumps({"name": experiment.name}) + "\n")
-    draft.rename(root / paths.STAMP)
+    """Mark a results tree as this experiment's, and write down how its judges are reached now."""
+    _write_json(Path(experiment.results_dir) / paths.STAMP, {"name": experiment.name})
+    write_endpoints(experiment)
+
+
+def write_endpoints(experiment: Experiment) -> None:
+    """Write down how judges are reached, for the steps: in no recipe, for no score depends on it."""
+    endpoints = {name: judge.endpoint.model_dump(mode="json") for name, judge in experiment.judges.items()}
+    _write_json(Path(experiment.results_dir) / paths.SHARED / paths.ENDPOINTS, endpoints)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    draft.write_text(json.dumps(value) + "\n")
+    draft.rename(path)
 
 
 # --- what an artifact needs -------------------------------------------------------------------------------------------
@@ -296,11 +306,6 @@ def judges(experiment: Experiment) -> dict[str, str]:
     """Return judge -> benchmark, of the judges that judge one."""
     items = experiment.benchmarks.items()
     return {item.judge: name for name, item in items if isinstance(item, JudgedBenchmark)}
-
-
-def endpoints(experiment: Experiment) -> str:
-    """Return how all judges are reached, as JSON."""
-    return json.dumps({name: judge.endpoint.model_dump(mode="json") for name, judge in experiment.judges.items()})
 
 
 # --- recipes ----------------------------------------------------------------------------------------------------------

@@ -26,13 +26,11 @@ import sys
 from pathlib import Path
 from trialign import recipes, steps
 from trialign.errors import UserError
-from trialign.settings import EndpointSettings
-recipe, endpoint, folder, output = sys.argv[1:]
+recipe, folder, output = sys.argv[1:]
 folder = Path(folder)
 inputs = {"answers": (folder / "answers.jsonl",), "questions": (folder / "questions",)}
-reached = EndpointSettings.model_validate_json(endpoint)
 try:
-    steps.run(recipes.parse(recipe), inputs, folder / "root", folder / output, endpoint=reached)
+    steps.run(recipes.parse(recipe), inputs, folder / "root", folder / output)
 except UserError as error:
     sys.exit(f"refused: {error}")
 """
@@ -70,9 +68,13 @@ def start(folder: Path, url: str, output: str = "judged", rules: Any = None, **e
     """Start judging the answers of a folder."""
     recipe = {"step": "judge", "version": 3, "name": "gpt", "benchmark": "mtbench"}
     recipe["judge"] = {"kind": "openai", "model": "gpt-test", **(rules or {})}
-    reached = {"base_url": url, "key": "TEST_KEY", "timeout": 1.0, **endpoint}
+    file = folder / "root/.shared/endpoints.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(f".{output}")
+    part.write_text(json.dumps({"gpt": {"base_url": url, "key": "TEST_KEY", "timeout": 1.0, **endpoint}}))
+    part.rename(file)  # another process may be reading it
     return subprocess.Popen(
-        [sys.executable, "-c", _SCRIPT, json.dumps(recipe), json.dumps(reached), str(folder), output],
+        [sys.executable, "-c", _SCRIPT, json.dumps(recipe), str(folder), output],
         env={**os.environ, "TEST_KEY": KEY}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 

@@ -59,8 +59,6 @@ QUESTIONS_INPUT = [
     for source in study.question_sources(experiment)
 ]
 
-# No params: a budget or an address that changes judges nothing again.
-ENDPOINTS = study.endpoints(experiment)
 
 
 def signed(function):

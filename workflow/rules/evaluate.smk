@@ -74,4 +74,4 @@ rule judge:
         questions=QUESTIONS,
     shell:
         "trialign step {params.recipe:q} answers={params.answers:q} questions={params.questions:q}"
-        " --root {params.root:q} --output {output:q} --log {log:q} --endpoints {ENDPOINTS:q}"
+        " --root {params.root:q} --output {output:q} --log {log:q}"

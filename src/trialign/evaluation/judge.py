@@ -21,6 +21,7 @@ from trialign.evaluation.parallel import in_parallel
 from trialign.evaluation.questions import ANSWERS, TURNS, place, read_lines, read_questions
 from trialign.evaluation.requests import RUBRIC, Judgment, Prompt, Request
 from trialign.evaluation.responses import FILE, Responses, Stored, Tokens
+from trialign.paths import ENDPOINTS
 from trialign.recipes import JudgeRecipe
 from trialign.settings import EndpointSettings
 from trialign.steps import Step, digest
@@ -72,12 +73,13 @@ class Model:
     """A model behind an endpoint, whose responses all judging of a results tree shares."""
 
     def __init__(self, step: Step[JudgeRecipe]) -> None:
-        """Read the prompts. UserError where the questions come without them."""
+        """Read the prompts, and how the judge is reached. UserError where one or the other is missing."""
         from trialign.evaluation.endpoint import Endpoint
 
-        recipe, settings = step.recipe, step.endpoint or EndpointSettings()
+        recipe, shared = step.recipe, step.shared or step.scratch
         self._rules, self._prompt = recipe.judge, Prompt(step.input("questions"))
-        self._endpoint = Endpoint(recipe.name, recipe.judge, settings, Responses((step.shared or step.scratch) / FILE))
+        settings = _reached(shared / ENDPOINTS, recipe.name)
+        self._endpoint = Endpoint(recipe.name, recipe.judge, settings, Responses(shared / FILE))
         self.digest, self.workers = self._prompt.digest, settings.concurrency
 
     def ask(self, request: Request) -> list[Judgment]:
@@ -104,6 +106,13 @@ class Model:
         text = completion["choices"][0]["message"].get("content") or ""
         rating = ratings.parse(text, request.answer)
         return Judgment(name, asked, text, rating, completion.get("model"), stored.tokens)
+
+
+def _reached(path: Path, name: str) -> EndpointSettings:
+    endpoints = json.loads(path.read_text()) if path.is_file() else {}
+    if name not in endpoints:
+        raise UserError(f"{path}: says nothing of judge {name}; a start of snakemake writes it")
+    return EndpointSettings.model_validate(endpoints[name])
 
 
 def judge(step: Step[JudgeRecipe]) -> dict[str, Any]:

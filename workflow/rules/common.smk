@@ -60,7 +60,6 @@ QUESTIONS_INPUT = [
 ]
 
 
-
 def signed(function):
     """A function with its parameters beside it: Snakemake asks for them 300,000 times for 10,000 jobs."""
     overwrite_function_params(function, inspect.signature(function).parameters)

@@ -35,7 +35,7 @@ SIZES = {
 
 
 def build(root: Path) -> None:
-    """Write the mirror: `root`/models, datasets and spaces, and `root`/bigbench and `root`/mt_bench beside them."""
+    """Write the mirror: `root`/models and datasets, and `root`/bigbench and `root`/mt_bench beside them."""
     made = root / "world"
     made.mkdir(parents=True)
     settings = WorldSettings(
@@ -46,9 +46,6 @@ def build(root: Path) -> None:
     _training_data(root / "datasets", made)
     _benchmarks(root / "datasets", made / "benchmarks")
     _bigbench(root / "bigbench", made / "benchmarks")
-    questions = root / "spaces/lmsys/mt-bench/data/mt_bench"
-    questions.mkdir(parents=True)
-    shutil.copyfile(made / "mt_bench/question.jsonl", questions / "question.jsonl")
     shutil.copytree(made / "mt_bench", root / "mt_bench")
 
 

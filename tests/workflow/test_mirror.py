@@ -25,10 +25,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pinned = {"openbmb/UltraFeedback": "40b436560ca83a8dba36114c22ab3c66e43f6d5e"}
     with serving(root / "hub", commits=pinned) as hub:
         overlay = root / "here.yaml"
-        nothing = dict.fromkeys(("repo", "type", "revision", "include", "folder"))
         sources = {
-            "bigbench": {"kind": "local", "path": str(root / "hub/bigbench"), "base": None, "files": None},
-            "mt_bench": {"kind": "local", "path": str(root / "hub/mt_bench"), **nothing},
+            name: {"kind": "local", "path": str(root / "hub" / name), "base": None, "files": None}
+            for name in ("bigbench", "mt_bench")
         }
         overlay.write_text(
             yaml.safe_dump(

@@ -188,7 +188,7 @@ def test_two_judges_of_the_same_answers_have_columns_and_folders_of_their_own() 
 
 def test_an_endpoint_shapes_no_score(tmp_path: Path) -> None:
     """Another address, budget or key: the recipe, and with it the fingerprint, stays; a start writes it down."""
-    other = {"base_url": "http://node:8000/v1", "max_cost": 3, "price_in": 1, "key": "OTHER", "concurrency": 1}
+    other = {"base_url": "http://node:8000/v1", "max_cost": 3, "price_in": 1, "price_out": 2, "key": "OTHER"}
     one, two = config.load(merged()), config.load(changed(**{"judges__gpt-4__endpoint": other}))
     assert study.judge_recipe(one, "gpt-4").canonical() == study.judge_recipe(two, "gpt-4").canonical()
     study.stamp(two.model_copy(update={"results_dir": str(tmp_path)}))
@@ -457,6 +457,18 @@ WRONG: list[tuple[dict[str, Any], str]] = [
             "benchmarks__mtbench2": {"kind": "judged", "label": "B", "source": "arc", "judge": "other"},
         },
         "config: benchmarks.mtbench2.source: 'arc' is not that of 'mtbench' (mt_bench): all judges see the same answers",
+    ),
+    (
+        {"judges__gpt-4__endpoint": {"max_cost": 5}},
+        "config: judges.gpt-4.endpoint.max_cost: without price_in and price_out it stops nothing: give both",
+    ),
+    (
+        {"judges__gpt-4__endpoint": {"max_tokens": 5}, "judges__gpt-4__leave_out": ["max_tokens"]},
+        "config: judges.gpt-4.endpoint: a budget needs a longest response: give body.max_completion_tokens",
+    ),
+    (
+        {"judges__gpt-4__body": {"n": 2}},
+        "config: judges.gpt-4.body.n: it is set by what is judged: leave it out",
     ),
     ({"judges__gpt-4__endpoint": {"max_cost": -1}}, "config: judges.gpt-4.endpoint.max_cost: -1"),
     (

@@ -506,7 +506,19 @@ def _judge_problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
             yield "judges.answers", "'answers' is the folder of the answers: choose another name"
         if judge.kind == "openai" and judge.model is None:
             yield f"judges.{name}.model", "it is missing: name the model to ask"
-        elif judge.kind == "openai" and judge.endpoint.base_url is None and not _DATED.search(str(judge.model)):
+        if fixed := sorted({"model", "messages", "n", "stream"} & judge.body.keys()):
+            yield f"judges.{name}.body.{fixed[0]}", "it is set by what is judged: leave it out"
+        if judge.endpoint.max_cost and not (judge.endpoint.price_in and judge.endpoint.price_out):
+            yield f"judges.{name}.endpoint.max_cost", "without price_in and price_out it stops nothing: give both"
+        budget = judge.endpoint.max_cost or judge.endpoint.max_tokens
+        if budget and "max_tokens" in judge.leave_out and not judge.body.get("max_completion_tokens"):
+            yield f"judges.{name}.endpoint", "a budget needs a longest response: give body.max_completion_tokens"
+        if (
+            judge.kind == "openai"
+            and judge.model
+            and judge.endpoint.base_url is None
+            and not _DATED.search(str(judge.model))
+        ):
             yield (
                 f"judges.{name}.model",
                 (

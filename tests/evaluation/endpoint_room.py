@@ -40,6 +40,7 @@ class Server(ThreadingHTTPServer):
         self.chance, self.guard = random.Random(settings.seed), threading.Lock()
         self.seen: dict[str, int] = {}
         self.paused = False
+        self.free_at = 0.0
         (folder / "port.part").write_text(str(self.server_address[1]))
         (folder / "port.part").rename(folder / "port")
 
@@ -68,6 +69,9 @@ class Handler(BaseHTTPRequestHandler):
         elif settings.pause and self.first():
             self.say(429, {"error": {"message": "slower"}}, {"Retry-After": str(settings.pause)})
             self.server.note(digest, "failed pause")
+        elif settings.interval and self.too_soon():
+            self.say(429, {"error": {"message": "slower"}}, {"Retry-After": "0.1"})
+            self.server.note(digest, "failed interval")
         elif fault:
             self.fail(fault, digest)
         else:
@@ -78,6 +82,14 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.guard:
             self.server.paused, before = True, self.server.paused
         return not before
+
+    def too_soon(self) -> bool:
+        with self.server.guard:
+            now = time.monotonic()
+            if now < self.server.free_at:
+                return True
+            self.server.free_at = now + self.server.settings.interval
+            return False
 
     def answer(self, body: dict[str, Any], digest: str, number: int) -> None:
         bad = self.server.settings.unrated
@@ -173,6 +185,7 @@ if __name__ == "__main__":
     parser.add_argument("--faults", type=float, default=0)
     parser.add_argument("--latency", type=float, default=0)
     parser.add_argument("--pause", type=float, default=0, help="seconds that the first request is told to wait")
+    parser.add_argument("--interval", type=float, default=0, help="seconds in which one request is taken")
     parser.add_argument("--hang", type=float, default=30)
     parser.add_argument("--unrated", type=int, default=0, help="responses without a rating, before one with")
     parser.add_argument("--refuse", default="", help="the status with which all is refused")

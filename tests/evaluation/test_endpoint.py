@@ -13,7 +13,9 @@ import pytest
 from endpoint_room import KEY, MODEL, serving
 from judge_room import published, run, start, write_questions
 
-from trialign.evaluation.endpoint import _retry_after
+from trialign.evaluation.endpoint import Endpoint, _retry_after
+from trialign.evaluation.responses import Responses
+from trialign.settings import EndpointSettings, JudgeRules
 
 QUESTIONS = 20
 REQUESTS = 2 * QUESTIONS
@@ -182,6 +184,40 @@ def test_a_request_that_is_refused_is_an_error_of_its_own_and_says_why(folder):
         assert len(server.lines("refused 400")) == REQUESTS  # once each
     assert status == 1 and f"{REQUESTS} of {REQUESTS} judgments have no usable rating (error: {REQUESTS})" in said
     assert "the endpoint refused one: " in said and "no: Bearer [key]" in said
+
+
+def test_what_was_refused_is_asked_for_by_the_next_start(clean, folder):
+    with serving(folder / "server", refuse="400") as server:
+        assert run(folder, server.url)[0] == 1
+    with serving(folder / "mended") as server:
+        assert run(folder, server.url) == (0, "")
+    assert published(folder) == clean[0]
+
+
+@pytest.mark.parametrize("key", ["two\nlines", "with space", "curly\u2019s"])
+def test_what_is_no_key_is_not_repeated(folder, monkeypatch, key):
+    monkeypatch.setenv("ODD_KEY", key)
+    with serving(folder / "server") as server:
+        status, said = run(folder, server.url, key="ODD_KEY")
+        assert not server.lines()
+    assert status == 1 and "the environment variable ODD_KEY holds no key" in said
+    assert "two" not in said and "curly" not in said
+
+
+def test_openais_address_is_openais_whatever_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://elsewhere/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-any")
+    rules = JudgeRules(kind="openai", model="gpt-4-0613")
+    endpoint = Endpoint("j", rules, EndpointSettings(), Responses(tmp_path / "r.sqlite"))
+    assert str(endpoint._client.base_url) == "https://api.openai.com/v1/"
+
+
+def test_an_endpoint_that_takes_one_request_at_a_time_is_waited_for(clean, folder):
+    """Ordinary rate limiting, far below the concurrency: no request runs out of its attempts."""
+    with serving(folder / "server", interval=0.05) as server:
+        assert run(folder, server.url, attempts=2)[0] == 0
+        assert len(server.lines("failed interval")) > 5
+    assert published(folder) == clean[0]
 
 
 def test_a_response_without_a_rating_is_asked_for_again_as_often_as_the_rule_says(clean, folder):

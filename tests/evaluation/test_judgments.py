@@ -96,6 +96,27 @@ def test_several_files_models_and_judges_are_told_apart(file, tmp_path):
     assert found == {("m", "gpt-4"): 6.0, ("m", "other"): 6.0, ("n", "gpt-4"): 2.0}
 
 
+def test_what_other_tools_write_is_read_as_what_it_means(file):
+    """Ids and turns as tables write them, no turn but the prompt's name, a judge without a prompt, nulls."""
+    rows = [
+        judgment(81.0, "[[4]]", score=None, choice=None), judgment("81", "[[6]]", turn="2", score="6", repeat=None),
+        judgment(82, "[[8]]", turn=1.0, score=8), judgment(82, "[[2]]", turn=2, score=2) | {"turn": None},
+    ]  # fmt: skip
+    for row in rows:
+        row["judge"] = row["judge"] if row["turn"] is None else "gpt-4"
+    (model,) = imported(file(*rows))[1]["models"]
+    assert (model["questions"], model["judgments"], model["reruns"]) == (2, 4, 0)
+    assert model["scores"]["strict"]["mean"] == 5.0 == model["scores"]["fastchat"]["mean"]
+
+
+def test_a_file_whose_own_parser_failed_has_a_strict_mean_only(file):
+    path = file(*(judgment(i, "[[5]]") for i in range(3)))
+    status, said = ran("import", path)
+    assert status == 0 and "5.0000" in said
+    (model,) = imported(path)[1]["models"]
+    assert model["scores"]["fastchat"]["mean"] is None and model["scores_read_otherwise"] == 3
+
+
 def test_seeds_of_a_lineage_are_split_together(file):
     rows = [
         judgment(q, f"[[{(q + seed + turn) % 9 + 1}]]", turn=turn, model=f"mistral+tpo/seed{seed}", score=1)
@@ -126,6 +147,12 @@ def test_categories_come_from_a_file_of_questions(file, tmp_path):
         ({"question_id": 1, "model_1": "a", "model_2": "b", "g1_winner": "tie"}, "compares two models"),
         ({"question_id": 1, "model": "m", "judge": ["j", "p"]}, "no 'judgment'"),
         (judgment(1, "[[1]]", turn=3), "turn is 3; it is 1 or 2"),
+        (judgment(1, "[[1]]", model=None), "model is None; a name or a number is wanted"),
+        (judgment([1], "[[1]]"), "question_id is [1]; a name or a number is wanted"),
+        (judgment(1, "[[1]]", judge=None), "judge is [None, 'single-v1']; a model and a prompt's name are wanted"),
+        (judgment(1, "[[1]]") | {"judge": []}, "judge is []; a model and a prompt's name are wanted"),
+        (judgment(1, "[[1]]") | {"judge": {}}, "judge is {}; a model and a prompt's name are wanted"),
+        (judgment(1, "[[1]]", choice="a"), "choice is 'a'; a whole number is wanted"),
         (judgment(1, None), "'judgment' is the judge's text, this is a NoneType"),
         (judgment(1, "[[1]]", score="ten"), "score is 'ten'; a number is wanted"),
         (judgment(1, "[[1]]", score=float("nan")), "score is nan; a number is wanted"),

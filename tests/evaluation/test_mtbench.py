@@ -349,8 +349,9 @@ def test_a_server_is_ended_with_its_children(model_folder, questions, make_step,
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("no-such-server {model}", "'no-such-server' cannot be started"),
-        ("sh -c 'echo no such option; exit 3'", "ended with status 3; .*no such option"),
+        ("no-such-server {model} {port}", "'no-such-server' cannot be started"),
+        ("sh -c 'echo no such option; exit 3' {model} {port}", "ended with status 3; .*no such option"),
+        ("serve {model}", r"has no \{port\}"),
     ],
 )
 def test_a_server_that_does_not_serve_is_one_line(model_folder, questions, make_step, command, message):

@@ -78,18 +78,32 @@ def test_the_config_adds_to_a_body_and_leaves_out():
     assert requests.body(rules, []) == {"model": "o9", "messages": [], "max_completion_tokens": 9}
 
 
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"content": "[[5]]"}, "[[5]]"),
+        ({"content": None, "refusal": "no"}, ""),
+        (None, ""),
+        ({"content": [{"type": "text", "text": "[["}, {"type": "text", "text": "5]]"}, {"type": "image"}]}, "[[5]]"),
+        ({"content": "half \ud83d"}, "half ?"),
+    ],
+)
+def test_whatever_a_server_says_is_text(message, text):
+    assert requests.content({"choices": [{"message": message}]}) == text
+
+
 def test_a_key_is_of_all_that_is_asked():
     body = {"model": "m", "messages": [{"role": "user", "content": "a"}], "temperature": 0}
     keys = {
-        requests.key("j", body, (0, 0)),
-        requests.key("k", body, (0, 0)),
-        requests.key("j", body, (1, 0)),
-        requests.key("j", body, (0, 1)),
-        requests.key("j", body | {"temperature": 1}, (0, 0)),
-        requests.key("j", body | {"messages": [{"role": "user", "content": "b"}]}, (0, 0)),
+        requests.key("j", body, (0, 0, 0)),
+        requests.key("k", body, (0, 0, 0)),
+        requests.key("j", body, (1, 0, 0)),
+        requests.key("j", body, (0, 1, 0)),
+        requests.key("j", body | {"temperature": 1}, (0, 0, 0)),
+        requests.key("j", body | {"messages": [{"role": "user", "content": "b"}]}, (0, 0, 0)),
     }
     assert len(keys) == 6
-    assert requests.key("j", dict(reversed(body.items())), (0, 0)) in keys
+    assert requests.key("j", dict(reversed(body.items())), (0, 0, 0)) in keys
 
 
 def test_the_digest_follows_prompts_and_references(tmp_path):

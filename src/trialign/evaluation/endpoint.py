@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import sys
 import threading
 import time
@@ -19,7 +20,6 @@ from functools import cached_property
 from typing import Any
 
 from tenacity import (
-    RetryCallState,
     Retrying,
     retry_if_exception_type,
     sleep_using_event,
@@ -35,17 +35,16 @@ from trialign.settings import EndpointSettings, JudgeRules
 TEMPLATE_TOKENS = 256  # at most: what a server's chat template puts around messages
 SLOWEST_WAIT = 60.0  # seconds between two attempts, where the endpoint names none
 POLL_SECONDS = 0.05  # between looks at a request that another thread or process has under way
+OPENAI = "https://api.openai.com/v1"  # said, for the client would follow OPENAI_BASE_URL
+SPREAD_SECONDS = 0.5
+_NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 _REFUSED = (400, 413, 422)  # the request itself: asking again gives the same
 _BARRED = (401, 403, 404)  # all requests
 _MAYBE_PAID = (502, 504)  # a gateway gave up on an answer that may have come
 
 
 class Transient(Exception):
-    """An attempt failed in a way that passes. after: the seconds that the endpoint asks to wait, if it does."""
-
-    def __init__(self, reason: str, after: float | None = None):
-        super().__init__(reason)
-        self.after = after
+    """An attempt failed in a way that passes."""
 
 
 class Endpoint:
@@ -58,13 +57,12 @@ class Endpoint:
         self._ended = threading.Event()
         self._guard = threading.Lock()
         self._not_before = 0.0  # monotonic: the endpoint asked all to wait until then
-        self._backoff = wait_random_exponential(multiplier=0.25, max=SLOWEST_WAIT)
 
     def end(self) -> None:
         """Let no attempt begin any more: what is under way still comes and is kept."""
         self._ended.set()
 
-    def ask(self, body: Mapping[str, Any], number: tuple[int, int]) -> Stored:
+    def ask(self, body: Mapping[str, Any], number: tuple[int, ...]) -> Stored:
         """Return the raw response to a request, stored before anyone reads it.
 
         number: see `requests.number`. UserError: the budget, a missing or refused key, an endpoint that does not answer
@@ -73,7 +71,7 @@ class Endpoint:
         request = {"body": body, "number": number}
         retrying = Retrying(
             stop=stop_after_attempt(self._settings.attempts),
-            wait=self._wait,
+            wait=wait_random_exponential(multiplier=0.25, max=SLOWEST_WAIT),
             retry=retry_if_exception_type(Transient),
             sleep=sleep_using_event(self._ended),
             reraise=True,
@@ -96,29 +94,47 @@ class Endpoint:
         """Make one attempt: wait for the claim, send, keep what comes."""
         most = self.most(request["body"])
         while True:
-            if self._ended.wait(max(0.0, self._not_before - time.monotonic())):
-                raise UserError(f"judge {self._judge}: ended before this request was sent")
+            self._wait_as_asked()
             claim = self._stored.claim(key, self._judge, most, self._limits)
             if claim.stored:
                 return claim.stored
-            if claim.granted:
-                break
-            self._ended.wait(POLL_SECONDS)
-        try:
-            response = self._send(request["body"])
-        except _Lost:
-            self._stored.lose(key)
-            raise
-        except BaseException:
-            self._stored.release(key)
-            raise
-        self._stored.keep(key, self._judge, request, _size(request["body"]), response)
-        return response
+            if not claim.granted:
+                self._ended.wait(POLL_SECONDS)
+                continue
+            try:
+                response = self._send(request["body"])
+            except _Lost:
+                self._stored.lose(key)
+                raise
+            except _Asked:  # no failure: it is waited for as long as the endpoint says
+                self._stored.release(key)
+            except _Refused as refusal:  # costs nothing, and may have a cause that goes: not for the next start
+                self._stored.release(key)
+                return refusal.response
+            except BaseException:
+                self._stored.release(key)
+                raise
+            else:
+                self._stored.keep(key, self._judge, request, _size(request["body"]), response)
+                return response
+
+    def _wait_as_asked(self) -> None:
+        """Wait until the endpoint takes requests again, and a little longer, so that not all come at once.
+
+        UserError where no attempt is to begin any more.
+        """
+        while True:
+            left = self._not_before - time.monotonic()
+            if self._ended.wait(left + random.uniform(0, SPREAD_SECONDS) if left > 0 else 0):
+                raise UserError(f"judge {self._judge}: ended before this request was sent")
+            if self._not_before <= time.monotonic():
+                return
 
     def _send(self, body: Mapping[str, Any]) -> Stored:
-        """Send a request. Returns the response as it came; that the endpoint refuses this very request is one, too.
+        """Send a request. Returns the response as it came.
 
-        Transient: to be tried again; UserError: no request of this judge would be answered.
+        Transient: to be tried again; _Refused: the endpoint refuses this very request; UserError: no request of this
+        judge would be answered.
         """
         from openai import APIConnectionError, APIStatusError
 
@@ -127,51 +143,53 @@ class Endpoint:
                 model=body["model"], messages=body["messages"], extra_body=dict(body)
             ).text
         except APIStatusError as error:
-            return self._refusal(error)
+            raise self._failure(error) from None
         except APIConnectionError as error:
             never_sent = "Connect" in type(error.__cause__).__name__
             raise (Transient if never_sent else _Lost)(self._without_key(_reason(error))) from None
         usage = _usage(text, self.most(body))
         if usage is None:
-            raise _Lost(f"what came is no chat completion: {self._without_key(text[:200])!r}")
+            raise _Lost(f"what came is no chat completion: {self._without_key(text)[:200]!r}")
         return Stored(text, usage)
 
-    def _refusal(self, error: Any) -> Stored:
+    def _failure(self, error: Any) -> Exception:
         status, text = error.status_code, self._without_key(_reason(error))
-        if status in _BARRED or getattr(error, "code", None) == "insufficient_quota":
+        if status in _BARRED or getattr(error, "code", None) in _NO_MONEY:
             key = self._settings.variable or "none"
-            raise UserError(
+            return UserError(
                 f"judge {self._judge}: {self._where} refuses every request ({status}: {text}); check the model's name "
                 f"({self._rules.model}), endpoint.base_url and the key (endpoint.key: {key}); what was judged is kept"
-            ) from None
+            )
         if status in _REFUSED:
-            return Stored(json.dumps({"error": text, "status": status}), Tokens())
+            return _Refused(Stored(json.dumps({"error": text, "status": status}), Tokens()))
         after = _retry_after(error.response.headers)
-        if after is not None:
-            with self._guard:
-                self._not_before = max(self._not_before, time.monotonic() + after)
+        if after is None or status in _MAYBE_PAID:
+            return (_Lost if status in _MAYBE_PAID else Transient)(f"{status}: {text}")
+        with self._guard:
+            later = time.monotonic() + after
+            told, self._not_before = self._not_before, max(self._not_before, later)
+        if later > told + 1:
             print(f"{status} from {self._where}: asks to wait {after:g} s", file=sys.stderr, flush=True)
-        raise (_Lost if status in _MAYBE_PAID else Transient)(f"{status}: {text}", after) from None
-
-    def _wait(self, state: RetryCallState) -> float:
-        """Return the seconds before the next attempt: what the endpoint asked for, else random ones that grow."""
-        error = state.outcome.exception() if state.outcome else None
-        after = getattr(error, "after", None)
-        return self._backoff(state) if after is None else after
+        return _Asked()
 
     @property
     def _where(self) -> str:
-        return self._settings.base_url or "the endpoint"
+        return self._settings.base_url or OPENAI
 
     @cached_property
     def _key(self) -> str:
-        """The key, from the environment alone; empty for a server that wants none. UserError where it is not set."""
+        """The key, from the environment alone; empty for a server that wants none. UserError where it is none."""
         if not (variable := self._settings.variable):
             return ""
         if not (key := os.environ.get(variable, "").strip()):
             raise UserError(
                 f"judge {self._judge}: the environment variable {variable} is not set: export it with the "
                 "endpoint's key"
+            )
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise UserError(
+                f"judge {self._judge}: the environment variable {variable} holds no key: one word of printable ASCII "
+                "is wanted, and this has spaces, line ends or other characters"
             )
         return key
 
@@ -180,7 +198,9 @@ class Endpoint:
         from openai import OpenAI
 
         settings = self._settings
-        return OpenAI(api_key=self._key or "none", base_url=settings.base_url, timeout=settings.timeout, max_retries=0)
+        return OpenAI(
+            api_key=self._key or "none", base_url=settings.base_url or OPENAI, timeout=settings.timeout, max_retries=0
+        )
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "[key]") if self._key else text
@@ -204,6 +224,18 @@ class _Lost(Transient):
     """An attempt that broke off and may have been paid."""
 
 
+class _Asked(Exception):
+    """The endpoint asks to wait."""
+
+
+class _Refused(Exception):
+    """The endpoint refuses this very request."""
+
+    def __init__(self, response: Stored):
+        super().__init__()
+        self.response = response
+
+
 def _size(body: Mapping[str, Any]) -> int:
     """Return the bytes of a request's texts."""
     return sum(len(message["content"].encode("utf-8", "surrogatepass")) for message in body["messages"])
@@ -216,10 +248,11 @@ def _usage(text: str, most: Tokens) -> Tokens | None:
     """
     try:
         completion = json.loads(text)
-        content = completion["choices"][0]["message"].get("content") or ""
+        if not isinstance(completion["choices"][0], dict):
+            return None
         usage = completion.get("usage") or {}
         return Tokens(
-            int(usage.get("prompt_tokens") or most.into // 4), int(usage.get("completion_tokens") or len(content) // 4)
+            int(usage.get("prompt_tokens") or most.into // 4), int(usage.get("completion_tokens") or len(text) // 4)
         )
     except (ValueError, TypeError, LookupError, AttributeError):
         return None

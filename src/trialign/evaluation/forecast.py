@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trialign import paths, study
+from trialign import diverged, paths, study
 from trialign.config import Experiment
 from trialign.evaluation import requests
 from trialign.evaluation.judge import requests_of
@@ -78,19 +78,19 @@ def _of_run(
     judge, expect = experiment.judges[name], experiment.expect
     found = {"lineage": run["lineage"], "seed": int(run["seed"]), "answered": answers.is_dir()}
     if not answers.is_dir():
-        number = len(TURNS) * expect.answers.questions * judge.repeats
+        number = len(TURNS) * expect.answers.questions * experiment.answers.choices * judge.repeats
         return found | {"requests": number, "stored": 0, "tokens_in": round(number * expect.judge.tokens_in),
                         "tokens_out": round(number * response)}  # fmt: skip
-    bodies = list(_bodies(experiment, name, answers))
+    bodies = [] if diverged.read(answers) else list(_bodies(experiment, name, answers))
     left = [body for body, number in bodies if not (stored and stored.get(requests.key(name, body, number)))]
     size = sum(len(message["content"].encode()) for body in left for message in body["messages"])
     return found | {"requests": len(bodies), "stored": len(bodies) - len(left), "tokens_in": round(size * per_byte),
                     "tokens_out": round(len(left) * response)}  # fmt: skip
 
 
-def _bodies(experiment: Experiment, name: str, answers: Path) -> Iterator[tuple[dict[str, Any], tuple[int, int]]]:
+def _bodies(experiment: Experiment, name: str, answers: Path) -> Iterator[tuple[dict[str, Any], tuple[int, ...]]]:
     """Yield the body and the number of the first request for each answer."""
     folder, judge = Path(study.source_path(experiment, study.question_sources(experiment)[0])), experiment.judges[name]
     prompt = Prompt(folder)
     for request in requests_of(read_questions(folder), answers, judge.repeats):
-        yield requests.body(judge, prompt.messages(request)), requests.number(request, judge, 0)
+        yield requests.body(judge, prompt.messages(request)), requests.number(request, 0)

@@ -57,7 +57,7 @@ class Rubric:
         """Rate an answer by the rubric of its question."""
         question = request.question
         asked = {"question_id": question["question_id"], "turn": request.turn, "answer": request.answer}
-        key = requests.key(self._name, asked, requests.number(request, self._rules, 0))
+        key = requests.key(self._name, asked, requests.number(request, 0))
         stored = self._stored.get(key)
         if stored is None:
             rubric = self._rubrics[question["question_id"]]
@@ -88,7 +88,7 @@ class Model:
         body = requests.body(self._rules, messages)
         judgments: list[Judgment] = []
         for attempt in range(1 + self._rules.reasks):
-            stored = self._endpoint.ask(body, requests.number(request, self._rules, attempt))
+            stored = self._endpoint.ask(body, requests.number(request, attempt))
             judgments.append(self._read(stored, request, messages[-1]["content"]))
             if judgments[-1].rating.status in ("ok", "error"):  # what the endpoint refuses, it refuses again
                 break
@@ -103,7 +103,7 @@ class Model:
         completion, name = json.loads(stored.text), self._prompt.name(request)
         if "choices" not in completion:
             return Judgment(name, asked, ratings.ERROR, ratings.parse(ratings.ERROR), refusal=completion["error"])
-        text = completion["choices"][0]["message"].get("content") or ""
+        text = requests.content(completion)
         rating = ratings.parse(text, request.answer)
         return Judgment(name, asked, text, rating, completion.get("model"), stored.tokens)
 

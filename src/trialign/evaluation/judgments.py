@@ -52,7 +52,12 @@ def categories_of(path: Path | None) -> dict[str, str]:
     if path is None:
         return {}
     file = place(path) / QUESTIONS if path.is_dir() else path
-    return {str(question["question_id"]): str(question.get("category", "")) for question in read_lines(file)}
+    found = {}
+    for number, question in enumerate(read_lines(file), start=1):
+        if "question_id" not in question:
+            raise UserError(f"{file}, question {number}: no 'question_id'")
+        found[_name(question, "question_id", f"{file}, question {number}")] = str(question.get("category", ""))
+    return found
 
 
 def report(table: pd.DataFrame, max_unjudged: float) -> dict[str, Any]:
@@ -75,7 +80,12 @@ def agreement(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, Any]:
     sides = [_rated(table, name) for table, name in ((first, "A"), (second, "B"))]
     key = ["model", "question", "turn", "choice"]
     both = sides[0].merge(sides[1], on=key, suffixes=("_a", "_b"))
-    other = both["asked_a"].notna() & (both["prompt_a"] == both["prompt_b"]) & (both["asked_a"] != both["asked_b"])
+    other = (
+        both["asked_a"].notna()
+        & both["asked_b"].notna()
+        & (both["prompt_a"] == both["prompt_b"])
+        & (both["asked_a"] != both["asked_b"])
+    )
     pairs = both[~other]
     if pairs.empty:
         raise UserError("no answer has a usable rating by both judges: give two judgments of the same models' answers")
@@ -104,23 +114,60 @@ def _row(record: Mapping[str, Any], where: str, categories: Mapping[str, str]) -
         raise UserError(f"{where}: no '{missing[0]}'; FastChat's judgments have {', '.join(_NEEDED)}, score and turn")
     if not isinstance(record["judgment"], str):
         raise UserError(f"{where}: 'judgment' is the judge's text, this is a {type(record['judgment']).__name__}")
-    judge, prompt = [*record["judge"], ""][:2] if isinstance(record["judge"], list) else (record["judge"], "")
-    turn = record.get("turn", 1)
-    if turn not in TURNS:
-        raise UserError(f"{where}: turn is {turn!r}; it is 1 or 2")
-    text, asked = record["judgment"], record.get("user_prompt")
-    rating, reading, question = ratings.parse(text, _answer(asked)), ratings.fastchat(text), str(record["question_id"])
+    judge, prompt = _judge(record["judge"], where)
+    text, asked, question = record["judgment"], record.get("user_prompt"), _name(record, "question_id", where)
+    rating, reading = ratings.parse(text, _answer(asked)), ratings.fastchat(text)
     return (
-        record["model"], judge, prompt, asked, reading,
-        question, turn, record.get("choice", 0), record.get("repeat", 0),
-        categories.get(question, ""), rating.status, rating.score, _stored(record.get("score", reading), where),
+        _name(record, "model", where), judge, prompt, asked if isinstance(asked, str) else None, reading,
+        question, _turn(record, prompt, where), _index(record, "choice", where), _index(record, "repeat", where),
+        categories.get(question, ""), rating.status, rating.score, _stored(record.get("score"), reading, where),
     )  # fmt: skip
 
 
-def _stored(score: Any, where: str) -> float:
+def _name(record: Mapping[str, Any], key: str, where: str) -> str:
+    """Return a name or a number as text; 81.0, as a table writes 81, is 81."""
+    value = record[key]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise UserError(f"{where}: {key} is {value!r}; a name or a number is wanted")
+    return str(value)
+
+
+def _judge(value: Any, where: str) -> tuple[str, str]:
+    """Return the judge's model and the prompt's name, as FastChat's pair has them, or a model alone."""
+    pair = [*value, ""][:2] if isinstance(value, list) and value else [value, ""]
+    if not isinstance(pair[0], str) or not pair[0] or not isinstance(pair[1], str):
+        raise UserError(
+            f"{where}: judge is {value!r}; a model and a prompt's name are wanted, as in ['gpt-4', 'single-v1']"
+        )
+    return pair[0], pair[1]
+
+
+def _turn(record: Mapping[str, Any], prompt: str, where: str) -> int:
+    """Return the turn; where there is none, the prompt's name says it."""
+    turn = record.get("turn")
+    if turn is None:
+        return 2 if prompt.endswith("-multi-turn") else 1
+    if turn not in (*TURNS, *map(str, TURNS)):
+        raise UserError(f"{where}: turn is {turn!r}; it is 1 or 2")
+    return int(turn)
+
+
+def _index(record: Mapping[str, Any], key: str, where: str) -> int:
+    value = record.get(key)
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UserError(f"{where}: {key} is {value!r}; a whole number is wanted")
+    return value
+
+
+def _stored(score: Any, reading: float, where: str) -> float:
+    """Return the score that the file holds; without one, what FastChat reads of the text."""
     try:
-        number = float(score)
-    except (TypeError, ValueError):
+        number = reading if score is None else float(score)
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise UserError(f"{where}: score is {score!r}; a number is wanted, -1 where there is no rating")

@@ -25,7 +25,7 @@ def report(found: Mapping[str, Any]) -> None:
         if scores := model["scores"]:
             strict = scores["strict"]
             rows += [
-                ("mean, FastChat's", f"{scores['fastchat']['mean']:.4f}  (n = {scores['fastchat']['n']})"),
+                ("mean, FastChat's", _fastchats(scores["fastchat"])),
                 ("mean, strict", _estimate(strict)),
                 *((f"  turn {turn}", _estimate(part)) for turn, part in strict["turns"].items()),
                 *((f"  {name}", _estimate(part)) for name, part in strict["categories"].items()),
@@ -88,6 +88,10 @@ def _estimate(part: Mapping[str, Any]) -> str:
     low, high = part["interval"]
     about = f" [{low:.3f}, {high:.3f}]" if low is not None else ""
     return f"{part['mean']:.4f}{about}  (n = {part['n']}, {part['questions']} questions)"
+
+
+def _fastchats(part: Mapping[str, Any]) -> str:
+    return "-" if part["mean"] is None else f"{part['mean']:.4f}  (n = {part['n']})"
 
 
 def _number(value: float | None) -> str:

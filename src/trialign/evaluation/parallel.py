@@ -10,6 +10,20 @@ Unit = TypeVar("Unit")
 Made = TypeVar("Made")
 
 
+class _Raised:
+    """What the work's own iterator raised in place of a unit."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+def _next(units: Iterator[Unit]) -> Unit | _Raised | None:
+    try:
+        return next(units, None)
+    except Exception as error:
+        return _Raised(error)
+
+
 def _nothing() -> None:
     """Do nothing."""
 
@@ -23,13 +37,19 @@ def in_parallel(
 ) -> Iterator[tuple[Unit, Made]]:
     """Yield each unit of `work` with what `function` makes of it, as it comes; at most `workers` are under way.
 
-    The first failure, or one of the caller's, calls `end`, lets what is under way finish, and is raised. `meanwhile` is
+    The first failure, or one of the caller's, calls `end`, lets what is under way finish, and is raised; what `work`
+    itself raises is raised after all that is under way has been yielded. `meanwhile` is
     called once, after the first has come, if more are to be waited for.
     """
     under_way: dict[Future[Made], Unit] = {}
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for unit in work:
+            units = iter(work)
+            while (unit := _next(units)) is not None:
+                if isinstance(unit, _Raised):
+                    while under_way:
+                        yield from _finished(under_way)
+                    raise unit.error
                 under_way[pool.submit(function, unit)] = unit
                 while len(under_way) >= workers:
                     yield from _finished(under_way)

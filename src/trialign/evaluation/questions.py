@@ -28,7 +28,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: not JSON ({error})") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: a JSON object is wanted, this is a {type(row).__name__}")

@@ -94,7 +94,7 @@ class Prompt:
     def messages(self, request: Request) -> list[dict[str, str]]:
         """Return the messages of a request. UserError for a question whose reference answer is missing."""
         prompt = self._prompts[self.name(request)]
-        user = prompt["prompt_template"].format(**self._fields(request))
+        user = _unicode(prompt["prompt_template"].format(**self._fields(request)))
         system = [{"role": "system", "content": prompt["system_prompt"]}] if prompt["system_prompt"] else []
         return [*system, {"role": "user", "content": user}]
 
@@ -126,12 +126,26 @@ def body(rules: JudgeRules, messages: list[dict[str, str]]) -> dict[str, Any]:
     return {key: value for key, value in fixed.items() if key not in rules.leave_out} | rules.body
 
 
-def number(request: Request, rules: JudgeRules, attempt: int) -> tuple[int, int]:
-    """Return what tells equal requests apart: which judgment of which of a model's answers it is, and which attempt."""
-    return request.choice * rules.repeats + request.repeat, attempt
+def content(completion: Mapping[str, Any]) -> str:
+    """Return the text of a chat completion: parts joined, nothing where it has none, halves of characters replaced."""
+    message = completion["choices"][0].get("message")
+    said = message.get("content") if isinstance(message, dict) else None
+    if isinstance(said, list):
+        said = "".join(str(part.get("text", "")) for part in said if isinstance(part, dict))
+    return _unicode(said) if isinstance(said, str) else ""
 
 
-def key(judge: str, body: Mapping[str, Any], number: tuple[int, int]) -> str:
+def _unicode(text: str) -> str:
+    """Replace halves of characters, which JSON can hold and nothing can send or store."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def number(request: Request, attempt: int) -> tuple[int, int, int]:
+    """Return what tells equal requests apart: which of a model's answers, which judgment of it, which attempt."""
+    return request.choice, request.repeat, attempt
+
+
+def key(judge: str, body: Mapping[str, Any], number: tuple[int, ...]) -> str:
     """Return the hash of all that is asked of a judge: its name in the config, the body, and the number."""
     asked = json.dumps([judge, body, number], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()

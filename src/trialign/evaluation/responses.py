@@ -30,6 +30,7 @@ CREATE TABLE IF NOT EXISTS responses (key TEXT PRIMARY KEY, judge TEXT NOT NULL,
   made REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, judge TEXT NOT NULL, holder TEXT NOT NULL,
   tokens_in INTEGER NOT NULL, tokens_out INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS paid ON responses (judge, tokens_in, tokens_out);
 CREATE TABLE IF NOT EXISTS lost (judge TEXT NOT NULL, tokens_in INTEGER NOT NULL, tokens_out INTEGER NOT NULL);
 """
 
@@ -69,6 +70,11 @@ class Limits(NamedTuple):
     price_out: float = 0.0
     max_cost: float | None = None
     max_tokens: int | None = None
+
+    @property
+    def none(self) -> bool:
+        """Whether there is no budget."""
+        return self.max_cost is None and self.max_tokens is None
 
     def hold(self, spent: Tokens) -> bool:
         """Say whether so much stays within the budget."""
@@ -136,8 +142,7 @@ class Responses:
         with self._transaction() as execute:
             if execute("SELECT 1 FROM responses WHERE key = ?", (key,)).fetchone():
                 return Claim()  # it has just come
-            fits = limits.hold(self._spent(execute, judge).most.plus(most))
-            if fits:
+            if limits.none or limits.hold(self._spent(execute, judge).most.plus(most)):
                 took = execute(
                     "INSERT OR IGNORE INTO claims VALUES (?, ?, ?, ?, ?)", (key, judge, self._me, most.into, most.out)
                 )
@@ -193,8 +198,9 @@ class Responses:
         if alive is None:
             raise UserError(
                 f"{self._path}: a request is claimed by process {told['pid']} on host {told['host']}, and whether it "
-                "lives cannot be told from here; judge on that host, or, if it is gone for good, empty the table: "
-                f"sqlite3 {self._path} 'DELETE FROM claims'"
+                "lives cannot be told from here; judge on that host, or, if it is gone for good, count its claims as "
+                f'lost: sqlite3 {self._path} "INSERT INTO lost SELECT judge, tokens_in, tokens_out FROM claims WHERE '
+                f"holder = '{holder}'; DELETE FROM claims WHERE holder = '{holder}'\""
             )
         if not alive:
             self._lose(key, holder)
@@ -230,7 +236,8 @@ class Responses:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection.execute
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")

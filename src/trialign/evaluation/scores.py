@@ -7,6 +7,7 @@ one rating for each answer and turn, the first usable one. Both take the two tur
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,10 +100,16 @@ def interval(sums: np.ndarray, counts: np.ndarray) -> tuple[float | None, float 
     """Return the percentile interval of sum(sums) / sum(counts) over resampled clusters. sums, counts: [clusters]."""
     if len(sums) < 2:
         return None, None
-    weights = np.random.default_rng(SEED).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=RESAMPLES)
+    weights = _weights(len(sums))
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile((weights @ sums) / (weights @ counts), [tail, 100 - tail])
     return float(low), float(high)
+
+
+@lru_cache(maxsize=4)
+def _weights(clusters: int) -> np.ndarray:
+    """Return how often each cluster is drawn in each resample: [resamples, clusters]."""
+    return np.random.default_rng(SEED).multinomial(clusters, np.full(clusters, 1 / clusters), size=RESAMPLES)
 
 
 def ratings_of(table: pd.DataFrame, seed: Any = 0) -> pd.DataFrame:

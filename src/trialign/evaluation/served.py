@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from trialign.errors import UserError
 from trialign.evaluation.parallel import in_parallel
+from trialign.processes import end_with_parent
 
 if TYPE_CHECKING:
     from trialign.evaluation.mtbench import Prompt
@@ -78,21 +79,30 @@ def serving(command: str, folder: Path, log: Path) -> Iterator[Server]:
 
     command: of the server, with {model} and {port}. UserError where it ends, or does not answer within an hour.
     """
+    import httpx2
     from openai import OpenAI
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = [word.format(model=folder.absolute(), port=port) for word in shlex.split(command)]
+    if missing := [name for name in ("{model}", "{port}") if name not in command]:
+        raise UserError(f"answers.server: '{command}' has no {missing[0]}: it says where the model or the port goes")
+    words = [
+        word.replace("{model}", str(folder.absolute())).replace("{port}", str(port)) for word in shlex.split(command)
+    ]
     try:
         with log.open("ab") as file:
-            process = subprocess.Popen(words, stdout=file, stderr=file, start_new_session=True)
+            process = subprocess.Popen(
+                words, stdout=file, stderr=file, start_new_session=True,
+                preexec_fn=end_with_parent,  # noqa: PLW1509 no threads are at work yet
+            )  # fmt: skip
     except OSError as error:
         raise UserError(
             f"answers.server: '{words[0]}' cannot be started ({error.strerror}); install it, or name its path"
         ) from error
     try:
-        client = OpenAI(api_key="none", base_url=f"http://127.0.0.1:{port}/v1", max_retries=RETRIES)
+        direct = httpx2.Client(trust_env=False)  # this machine is behind no proxy
+        client = OpenAI(api_key="none", base_url=f"http://127.0.0.1:{port}/v1", max_retries=RETRIES, http_client=direct)
         yield Server(client, _model(client, process, log), log)
     finally:
         _end(process)

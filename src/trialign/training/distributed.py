@@ -8,7 +8,6 @@ one that all of them share.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -21,10 +20,10 @@ from typing import Any, TypeVar
 
 from trialign import recipes, slurm
 from trialign.errors import Again, UserError
+from trialign.processes import end_with_parent
 from trialign.steps import Step
 
 T = TypeVar("T")
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _FACTS, _MISTAKE, _AGAIN = "facts.json", "mistake.txt", "again.txt"
 _OF_THE_JOB = ("SLURM_JOB_ID", "SLURM_CONF")
 
@@ -114,7 +113,7 @@ def _wait(command: list[str], environment: Mapping[str, str]) -> int:
     running = subprocess.Popen(
         command,
         env=environment,
-        preexec_fn=_end_with_parent,  # noqa: PLW1509 there are no threads yet
+        preexec_fn=end_with_parent,  # noqa: PLW1509 there are no threads yet
     )
     signal.signal(signal.SIGTERM, lambda *_: running.terminate())  # the lease is held until they have ended
     return running.wait()
@@ -130,11 +129,6 @@ def _free_port() -> int:
     with socket.socket() as one:
         one.bind(("", 0))
         return one.getsockname()[1]
-
-
-def _end_with_parent() -> None:
-    """Let the kernel end this process when its parent dies, however it dies."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _main(order: Path) -> None:

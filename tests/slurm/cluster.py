@@ -137,7 +137,7 @@ class Cluster:
         order = {"slurmctld": 0, "slurmd": 1, "slurmdbd": 2}
         for name in sorted(self._daemons, key=lambda name: order.get(name.split("-")[0], 3)):
             _end(self._daemons[name])
-        for pid in self._steps_of(None):
+        for pid in self._processes():  # also of jobs that outlived a node, as tests let them
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -162,16 +162,20 @@ class Cluster:
         tails = [f"== {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in self.root.glob("log/*")]
         raise AssertionError(f"timed out waiting for {what}\n" + "\n".join(tails))
 
-    def _steps_of(self, jobs: Sequence[str] | None) -> Iterator[int]:
-        """Yield the pids of this cluster's slurmstepd processes, all or those of some jobs (`slurmstepd: [21.0]`)."""
-        for folder in Path("/proc").iterdir():
-            with contextlib.suppress(OSError, ValueError):
-                pid = int(folder.name)
-                command = (folder / "cmdline").read_bytes().decode(errors="replace")
-                mine = f"SLURM_CONF={self.conf}".encode() in (folder / "environ").read_bytes().split(b"\0")
-                of_jobs = jobs is None or any(f"[{job}." in command for job in jobs)
-                if command.startswith("slurmstepd") and mine and of_jobs:
+    def _steps_of(self, jobs: Sequence[str]) -> Iterator[int]:
+        """Yield the pids of this cluster's slurmstepd processes of some jobs (`slurmstepd: [21.0]`)."""
+        for pid in self._processes():
+            with contextlib.suppress(OSError):
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+                if command.startswith("slurmstepd") and any(f"[{job}." in command for job in jobs):
                     yield pid
+
+    def _processes(self) -> Iterator[int]:
+        """Yield the pids of all processes of this cluster: daemons, steps, what jobs started."""
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if f"SLURM_CONF={self.conf}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                    yield int(folder.name)
 
     # --- files --------------------------------------------------------------------------------------------------------
 

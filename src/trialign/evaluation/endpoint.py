@@ -29,7 +29,7 @@ from tenacity import (
 
 from trialign.errors import UserError
 from trialign.evaluation import requests
-from trialign.evaluation.responses import Limits, OverBudget, Responses, Stored, Tokens
+from trialign.evaluation.responses import BYTES_OF_A_TOKEN, Limits, OverBudget, Responses, Stored, Tokens
 from trialign.settings import EndpointSettings, JudgeRules
 
 TEMPLATE_TOKENS = 256  # at most: what a server's chat template puts around messages
@@ -53,7 +53,7 @@ class Endpoint:
     def __init__(self, judge: str, rules: JudgeRules, settings: EndpointSettings, stored: Responses) -> None:
         """Nothing is sent yet, and no key is needed for what is stored."""
         self._judge, self._rules, self._settings, self._stored = judge, rules, settings, stored
-        self._limits = Limits(settings.price_in, settings.price_out, settings.max_cost, settings.max_tokens)
+        self._limits = Limits.of(settings)
         self._ended = threading.Event()
         self._guard = threading.Lock()
         self._not_before = 0.0  # monotonic: the endpoint asked all to wait until then
@@ -88,7 +88,9 @@ class Endpoint:
 
     def most(self, body: Mapping[str, Any]) -> Tokens:
         """Return the most tokens that a request can take: a token is a byte at least."""
-        return Tokens(_size(body) + TEMPLATE_TOKENS, body.get("max_completion_tokens") or body.get("max_tokens") or 0)
+        return Tokens(
+            requests.size(body) + TEMPLATE_TOKENS, body.get("max_completion_tokens") or body.get("max_tokens") or 0
+        )
 
     def _once(self, key: str, request: Mapping[str, Any]) -> Stored:
         """Make one attempt: wait for the claim, send, keep what comes."""
@@ -115,7 +117,7 @@ class Endpoint:
                 self._stored.release(key)
                 raise
             else:
-                self._stored.keep(key, self._judge, request, _size(request["body"]), response)
+                self._stored.keep(key, self._judge, request, requests.size(request["body"]), response)
                 return response
 
     def _wait_as_asked(self) -> None:
@@ -198,9 +200,7 @@ class Endpoint:
         from openai import OpenAI
 
         settings = self._settings
-        return OpenAI(
-            api_key=self._key or "none", base_url=settings.base_url or OPENAI, timeout=settings.timeout, max_retries=0
-        )
+        return OpenAI(api_key=self._key or "none", base_url=self._where, timeout=settings.timeout, max_retries=0)
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "[key]") if self._key else text
@@ -236,11 +236,6 @@ class _Refused(Exception):
         self.response = response
 
 
-def _size(body: Mapping[str, Any]) -> int:
-    """Return the bytes of a request's texts."""
-    return sum(len(message["content"].encode("utf-8", "surrogatepass")) for message in body["messages"])
-
-
 def _usage(text: str, most: Tokens) -> Tokens | None:
     """Return the tokens that a chat completion says it took, a token for four bytes where it does not say.
 
@@ -252,7 +247,8 @@ def _usage(text: str, most: Tokens) -> Tokens | None:
             return None
         usage = completion.get("usage") or {}
         return Tokens(
-            int(usage.get("prompt_tokens") or most.into // 4), int(usage.get("completion_tokens") or len(text) // 4)
+            int(usage.get("prompt_tokens") or most.into // BYTES_OF_A_TOKEN),
+            int(usage.get("completion_tokens") or len(text) // BYTES_OF_A_TOKEN),
         )
     except (ValueError, TypeError, LookupError, AttributeError):
         return None

@@ -16,10 +16,8 @@ from trialign.evaluation import requests
 from trialign.evaluation.judge import requests_of
 from trialign.evaluation.questions import TURNS, read_questions
 from trialign.evaluation.requests import Prompt
-from trialign.evaluation.responses import FILE, Limits, Responses, Tokens
+from trialign.evaluation.responses import BYTES_OF_A_TOKEN, FILE, Limits, Responses, Tokens
 from trialign.plan import Dag
-
-BYTES_OF_A_TOKEN = 4.0
 
 
 def forecast(dag: Dag) -> dict[str, Any]:
@@ -47,7 +45,6 @@ def _of_judge(
     rows = [_of_run(experiment, name, run, stored, per_byte or 1 / BYTES_OF_A_TOKEN, response) for run in runs]
     total = Tokens(sum(row["tokens_in"] for row in rows), sum(row["tokens_out"] for row in rows))
     spent = stored.spent(name).most if stored else Tokens()
-    limits = Limits(endpoint.price_in, endpoint.price_out, endpoint.max_cost, endpoint.max_tokens)
     return {
         "judge": name,
         "model": judge.model,
@@ -61,7 +58,7 @@ def _of_judge(
         "spent_usd": round(spent.cost(endpoint.price_in, endpoint.price_out), 2),
         "max_cost": endpoint.max_cost,
         "max_tokens": endpoint.max_tokens,
-        "within_budget": limits.hold(spent.plus(total)),
+        "within_budget": Limits.of(endpoint).hold(spent.plus(total)),
         "tokens_measured": per_byte is not None,
     }
 
@@ -83,7 +80,7 @@ def _of_run(
                         "tokens_out": round(number * response)}  # fmt: skip
     bodies = [] if diverged.read(answers) else list(_bodies(experiment, name, answers))
     left = [body for body, number in bodies if not (stored and stored.get(requests.key(name, body, number)))]
-    size = sum(len(message["content"].encode()) for body in left for message in body["messages"])
+    size = sum(map(requests.size, left))
     return found | {"requests": len(bodies), "stored": len(bodies) - len(left), "tokens_in": round(size * per_byte),
                     "tokens_out": round(len(left) * response)}  # fmt: skip
 

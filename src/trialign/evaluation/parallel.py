@@ -38,8 +38,8 @@ def in_parallel(
     """Yield each unit of `work` with what `function` makes of it, as it comes; at most `workers` are under way.
 
     The first failure, or one of the caller's, calls `end`, lets what is under way finish, and is raised; what `work`
-    itself raises is raised after all that is under way has been yielded. `meanwhile` is
-    called once, after the first has come, if more are to be waited for.
+    itself raises is raised after all that is under way has been yielded. `meanwhile` is called once, after the first
+    has come, if more are to be waited for.
     """
     under_way: dict[Future[Made], Unit] = {}
     with ThreadPoolExecutor(workers) as pool:

@@ -126,6 +126,11 @@ def body(rules: JudgeRules, messages: list[dict[str, str]]) -> dict[str, Any]:
     return {key: value for key, value in fixed.items() if key not in rules.leave_out} | rules.body
 
 
+def size(body: Mapping[str, Any]) -> int:
+    """Return the bytes of a request's texts."""
+    return sum(len(message["content"].encode("utf-8", "surrogatepass")) for message in body["messages"])
+
+
 def content(completion: Mapping[str, Any]) -> str:
     """Return the text of a chat completion: parts joined, nothing where it has none, halves of characters replaced."""
     message = completion["choices"][0].get("message")

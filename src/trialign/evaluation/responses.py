@@ -21,8 +21,10 @@ from typing import Any, NamedTuple
 
 from trialign import lease
 from trialign.errors import UserError
+from trialign.settings import EndpointSettings
 
 FILE = "responses.sqlite"
+BYTES_OF_A_TOKEN = 4  # about, of English text: where nothing says how many tokens it has
 BUSY_SECONDS = 120.0  # how long to wait for another process's transaction
 _TABLES = """
 CREATE TABLE IF NOT EXISTS responses (key TEXT PRIMARY KEY, judge TEXT NOT NULL, request TEXT NOT NULL,
@@ -70,6 +72,11 @@ class Limits(NamedTuple):
     price_out: float = 0.0
     max_cost: float | None = None
     max_tokens: int | None = None
+
+    @classmethod
+    def of(cls, endpoint: EndpointSettings) -> Limits:
+        """Return the budget that an endpoint's settings state."""
+        return cls(endpoint.price_in, endpoint.price_out, endpoint.max_cost, endpoint.max_tokens)
 
     @property
     def none(self) -> bool:

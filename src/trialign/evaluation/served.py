@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from trialign.errors import UserError
 from trialign.evaluation.parallel import in_parallel
-from trialign.processes import end_with_parent
+from trialign.processes import end_with_parent, free_port
 
 if TYPE_CHECKING:
     from trialign.evaluation.mtbench import Prompt
@@ -82,9 +81,7 @@ def serving(command: str, folder: Path, log: Path) -> Iterator[Server]:
     import httpx2
     from openai import OpenAI
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port("127.0.0.1")
     if missing := [name for name in ("{model}", "{port}") if name not in command]:
         raise UserError(f"answers.server: '{command}' has no {missing[0]}: it says where the model or the port goes")
     words = [

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from trialign import recipes, slurm
 from trialign.errors import Again, UserError
-from trialign.processes import end_with_parent
+from trialign.processes import end_with_parent, free_port
 from trialign.steps import Step
 
 T = TypeVar("T")
@@ -89,7 +89,7 @@ def _on_nodes(step: Step[recipes.TrainRecipe], order: Path) -> int:
     slurm.end_steps(name)
     # The first node is ours. c10d would sort the nodes by name, and the one that writes could be another, whose files a
     # network file system may show here seconds later.
-    meeting = [f"--nnodes={step.nodes}", f"--master-addr={socket.gethostname()}", f"--master-port={_free_port()}"]
+    meeting = [f"--nnodes={step.nodes}", f"--master-addr={socket.gethostname()}", f"--master-port={free_port()}"]
     status = _wait(
         [
             "srun", f"--job-name={name}", f"--nodes={step.nodes}", f"--ntasks={step.nodes}", "--ntasks-per-node=1",
@@ -123,12 +123,6 @@ def _plain(environment: Mapping[str, str]) -> dict[str, str]:
     """Return an environment without what SLURM tells this step: srun would take it for options of the next one."""
     ours = ("SLURM_", "SRUN_")
     return {name: value for name, value in environment.items() if name in _OF_THE_JOB or not name.startswith(ours)}
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("", 0))
-        return one.getsockname()[1]
 
 
 def _main(order: Path) -> None:

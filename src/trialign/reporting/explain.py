@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
@@ -480,13 +480,21 @@ def _results(tree: Tree, made: Made, recipe: Record) -> Iterator[Spot]:
 
 def _choose(path: Path, spots: Sequence[Spot], row: str | None, column: str | None) -> list[Spot]:
     """Return the cells of a row, a column, or both; UserError with the nearest names."""
-    chosen = [spot for spot in spots if row is None or _plain(row) in map(_plain, spot.rows)]
+    chosen = _named(row, spots, lambda spot: spot.rows)
     if not chosen:
         raise _no_such(path, "row", str(row), (spot.rows for spot in spots))
-    found = [spot for spot in chosen if column is None or _plain(column) in map(_plain, spot.columns)]
+    found = _named(column, chosen, lambda spot: spot.columns)
     if not found:
         raise _no_such(path, "column", str(column), (spot.columns for spot in chosen))
     return found
+
+
+def _named(asked: str | None, spots: Sequence[Spot], names: Callable[[Spot], tuple[str, ...]]) -> list[Spot]:
+    """Return the cells that a name means: what the artifact shows goes before a lineage or a benchmark."""
+    if asked is None:
+        return list(spots)
+    shown = [spot for spot in spots if _plain(names(spot)[0]) == _plain(asked)]
+    return shown or [spot for spot in spots if _plain(asked) in map(_plain, names(spot))]
 
 
 def _plain(text: str) -> str:
@@ -517,7 +525,7 @@ def _shown(tree: Tree, made: Made, spot: Spot) -> str | None:
     frame = pd.read_csv(file, dtype=str, keep_default_na=False)
     for name, text in spot.line.items():
         frame = frame[frame[name].map(_number) == _number(text)]
-    return frame[spot.heading].iloc[0] if len(frame) and spot.heading in frame else None
+    return ", ".join(frame[spot.heading]) if len(frame) and spot.heading in frame else None  # a line for each seed
 
 
 def _number(text: str) -> float | str:

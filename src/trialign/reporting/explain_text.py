@@ -39,7 +39,8 @@ def show(chain: Chain, console: Console | None = None) -> None:
 def checked(chain: Chain) -> Report:
     """Check a chain; how far it is stands on the terminal meanwhile, on standard error."""
     columns = TextColumn("checking"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=verify.size(chain))
         return verify.check(chain, lambda read: progress.advance(task, read))
 

@@ -415,6 +415,22 @@ def explain(
 
 
 @app.command()
+def crate(
+    root: Annotated[Path, typer.Argument(help="A results tree, such as results/demo.")],
+    out: Annotated[Path, typer.Argument(help="A folder that is not there yet, or a .zip.")],
+    models: Annotated[bool, typer.Option("--models", help="With the weights, not their hashes alone.")] = False,
+) -> None:
+    """Write a whole study as an RO-Crate: results, what stands behind them, and each step as an action."""
+    from trialign.reporting.crate import export
+
+    counts = export(root, out, models=models)
+    typer.echo(
+        f"{out}: {counts['steps']} steps, {counts['files']} files of {counts['bytes'] / 1e6:,.1f} MB; "
+        f"{counts['by_hash']} files by their hash alone"
+    )
+
+
+@app.command()
 def rulegraph(out: Annotated[Path, typer.Argument(help="The picture, without its suffix.")]) -> None:
     """Draw the rule graph that `snakemake --rulegraph dot` prints (read from standard input) as .svg and .png."""
     from trialign.reporting.rulegraph import draw

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shutil
 import subprocess
 import zipfile
 from pathlib import Path
@@ -14,9 +15,12 @@ import pytest
 from rocrate.rocrate import ROCrate
 
 from tests.conftest import command
+from trialign import steps
 from trialign.errors import UserError
+from trialign.recipes import TriplesRecipe
 from trialign.reporting import explain
 from trialign.reporting.crate import export
+from trialign.settings import FeedbackRules
 
 DPO = "mistral+sft+dpo@beta=0.1"
 METADATA = "ro-crate-metadata.json"
@@ -116,6 +120,24 @@ def test_without_a_snakefile_it_is_a_process_run_crate(
 def test_the_config_holds_what_the_study_was_started_with(folder: Path) -> None:
     told = json.loads((folder / "config.json").read_text())
     assert told["name"] == "test" and told["seeds"] == [1] and "table2" in told["artifacts"]
+
+
+def test_what_no_step_made_is_named_as_it_was_given(finished_study: Path, tmp_path: Path) -> None:
+    """A folder of the user's, and a result that nothing in the tree holds any more."""
+    source, root = finished_study / "data/world/ultrafeedback", tmp_path / "results"
+    shutil.copytree(source, tmp_path / "mine")
+    (root / "data").mkdir(parents=True)
+    (root / "experiment.json").write_text('{"name": "mine"}')
+    rules = TriplesRecipe(data=FeedbackRules(train_rows=80, eval_rows=20))
+    steps.run(rules, {"source": (tmp_path / "mine",)}, root, root / "data/prepared/mine")
+    steps.run(rules, {"source": (source,)}, root, root / "data/prepared/worlds")
+    export(root, tmp_path / "crate")
+    actions = steps_of(ROCrate(tmp_path / "crate")).values()
+    read = {action["name"]: many(action["object"])[0]["name"] for action in actions}
+    assert read == {
+        "triples: data/prepared/mine": str(tmp_path / "mine"),
+        "triples: data/prepared/worlds": str(source),
+    }
 
 
 def test_a_zip_holds_the_same_and_is_the_same_again(finished_study: Path, folder: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from trialign.errors import UserError
 from trialign.evaluation.records import RESULTS
 from trialign.paths import SuiteId, parse_suite
 from trialign.recipes import Column, Items
+from trialign.reporting import statistics
 from trialign.steps import Step
 
 _KEY = ["benchmark", "metric"]
@@ -32,13 +33,14 @@ _COLUMNS = [*_ITEM, "metric", "value"]
 class Value(NamedTuple):
     """A mean, its standard error (nan where undefined: a single item) and the number of item records behind it.
 
-    value is nan, and n 0, where there is none: `missing` says why.
+    value is nan, and n 0, where there is none: `missing` says why. df: degrees of freedom of the standard error.
     """
 
     value: float
     stderr: float
     n: int
     missing: str = ""
+    df: float = math.inf
 
     @property
     def scored(self) -> bool:
@@ -50,6 +52,11 @@ class Value(NamedTuple):
         """Value, standard error and n."""
         return self.value, self.stderr, self.n
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95% t-interval: of the items that were sampled, with several seeds also of the seeds (`statistics`)."""
+        return statistics.interval(self.value, self.stderr, self.df)
+
     def scaled(self, factor: float) -> Value:
         """Return the value in other units: `factor` 100 makes percent of an accuracy."""
         return self._replace(value=self.value * factor, stderr=self.stderr * factor)
@@ -60,11 +67,15 @@ NO_ITEMS = Value(math.nan, math.nan, 0, "no such item")
 
 
 class Measured(NamedTuple):
-    """One metric of one benchmark in one suite folder, as the mean over items and as the mean over subsets."""
+    """One metric of one benchmark in one suite folder, as the mean over items and as the mean over subsets.
+
+    names: of the subsets. records: the values by subset and item, sorted.
+    """
 
     items: Value
     subsets: Value
     names: frozenset[str]
+    records: pd.Series
 
 
 Suite = dict[tuple[str, str], Measured]
@@ -82,11 +93,12 @@ def mean(values: Sequence[Value]) -> Value:
     """
     if lacking := [value for value in values if not value.scored]:
         return lacking[0]
-    k = len(values)
+    k, variances = len(values), [value.stderr**2 for value in values]
     return Value(
         math.fsum(value.value for value in values) / k,
-        math.sqrt(math.fsum(value.stderr**2 for value in values)) / k,
+        math.sqrt(math.fsum(variances)) / k,
         sum(value.n for value in values),
+        df=statistics.satterthwaite(variances, [value.df for value in values]),
     )
 
 
@@ -105,7 +117,8 @@ def over_seeds(values: Sequence[Value]) -> Value:
     centre = math.fsum(value.value for value in values) / k
     within = math.fsum(value.stderr**2 for value in values) / k
     between = math.fsum((value.value - centre) ** 2 for value in values) / (k - 1)
-    return Value(centre, math.sqrt(within + between / k), sum(value.n for value in values))
+    df = statistics.satterthwaite([within, between / k], [min(value.df for value in values), k - 1])
+    return Value(centre, math.sqrt(within + between / k), sum(value.n for value in values), df=df)
 
 
 def read(folder: Path) -> Suite:
@@ -131,8 +144,9 @@ def _suite(items: pd.DataFrame) -> Suite:
     parts: dict[tuple[str, str], dict[str, Value]] = {}
     for (benchmark, metric, subset), value in _means(items, [*_KEY, "subset"]).items():
         parts.setdefault((benchmark, metric), {})[subset] = value
+    records = dict(iter(items.set_index(["subset", "item"]).sort_index().groupby(_KEY)["value"]))
     return {
-        key: Measured(value, mean(list(parts[key].values())), frozenset(parts[key]))
+        key: Measured(value, mean(list(parts[key].values())), frozenset(parts[key]), records[key])
         for key, value in _means(items, _KEY).items()
     }
 
@@ -145,14 +159,19 @@ def _means(items: pd.DataFrame, keys: list[str]) -> dict[tuple[str, ...], Value]
     """
     groups = items.groupby(keys, sort=True)["value"]
     deviations = items["value"] - groups.transform("mean")
-    questions = items["item"].str.partition("/")[0].rename("question")
-    squares = (deviations.groupby([*(items[key] for key in keys), questions]).sum() ** 2).groupby(level=keys)
+    asked = questions(items["subset"], items["item"])
+    squares = (deviations.groupby([*(items[key] for key in keys), asked]).sum() ** 2).groupby(level=keys)
     clusters = squares.size()
     errors = (squares.sum() * clusters / (clusters - 1)).pow(0.5) / groups.size()
     return {
-        key: Value(float(centre), float(errors[key]), int(n))
+        key: Value(float(centre), float(errors[key]), int(n), df=float(clusters[key] - 1))
         for (key, centre), n in zip(groups.mean().items(), groups.size(), strict=True)
     }
+
+
+def questions(subsets: pd.Series, items: pd.Series) -> pd.Series:
+    """Return what question each item belongs to, whose turns hang together: its subset, and its id before its `/`."""
+    return (subsets + "\0" + items.str.partition("/")[0]).rename("question")
 
 
 def _check(items: pd.DataFrame, path: Path) -> None:
@@ -262,6 +281,10 @@ class Measurements:
         if column.mean_of:
             return over_seeds([mean([self._one(part, lineage, seed) for part in column.mean_of]) for seed in seeds])
         return over_seeds([self._one(column, lineage, seed) for seed in seeds])
+
+    def records(self, part: Column, lineage: str, seed: int) -> pd.Series:
+        """Return the values behind a scored number of one benchmark, by subset and item, in the records' own units."""
+        return self._runs[lineage, seed, part.items][part.benchmark or "", part.metric or ""].records
 
     def count(self, benchmark: str) -> int:
         """Return how many items the benchmark has; UserError where no folder holds any."""

@@ -86,7 +86,7 @@ def test_seeds_are_averaged_and_their_scatter_is_in_the_error(study: Study) -> N
 
 
 numbers = st.floats(-1e3, 1e3)
-values = st.builds(Value, numbers, st.floats(0, 1e3), st.integers(1, 1000), st.just(""))
+values = st.builds(Value, numbers, st.floats(0, 1e3), st.integers(1, 1000), st.just(""), st.floats(1, 1e6))
 
 
 @given(st.lists(values, min_size=1, max_size=8))

@@ -77,8 +77,10 @@ def interval(value: float, stderr: float, df: float) -> tuple[float, float]:
 def satterthwaite(variances: Sequence[float], dfs: Sequence[float]) -> float:
     """Return the degrees of freedom of a sum of independent variance estimates: (sum v)^2 / sum(v^2 / df).
 
-    Satterthwaite (1946), Biometrics Bulletin 2, 110-114. Infinite where all variances are 0.
+    Satterthwaite (1946), Biometrics Bulletin 2, 110-114. Infinite where all variances are 0, nan where one is.
     """
+    if any(map(math.isnan, variances)):
+        return math.nan
     total = math.fsum(variances)
     spread = math.fsum(v * v / df for v, df in zip(variances, dfs, strict=True) if v)
     return total * total / spread if spread else math.inf

@@ -153,6 +153,7 @@ def test_every_run_records_how_it_was_made(demo: Path) -> None:
     record = json.loads((demo / "runs/mistral+tpo@alpha=0.9@beta=0.2/seed1/run.json").read_text())
     assert record["recipe"]["params"]["alpha"] == 0.9 and record["recipe"]["seed"] == 1
     assert re.fullmatch(r"2\..*", record["versions"]["torch"]) and record["files"]["model/model.safetensors"]
+    assert 0 < record["facts"]["first_step_after"] < record["seconds"] + 60
     assert record["facts"]["trainer"]["learning_rate"] == record["recipe"]["training"]["learning_rate"]
 
 

@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from trialign import slurm
@@ -26,17 +27,23 @@ PROGRESS_SECONDS = 5.0
 class Progress(TrainerCallback):
     """One line on stderr every few seconds: step of how many, loss, tokens per second, time left.
 
-    tokens_per_step: how many tokens the policy reads in a step, on the average.
+    tokens_per_step: how many tokens the policy reads in a step, on the average. first_step_after: seconds from the
+    start of this process to its first step, None before that.
     """
 
     def __init__(self, tokens_per_step: float):
         self._tokens_per_step = tokens_per_step
+        self.first_step_after: float | None = None
         self._start = self._last = 0.0
         self._first_step = 0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._start = self._last = time.monotonic()
         self._first_step = state.global_step
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.first_step_after is None:
+            self.first_step_after = round(time.time() - psutil.Process().create_time(), 3)
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         now = time.monotonic()

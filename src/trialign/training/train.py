@@ -71,7 +71,8 @@ def train_here(step: Step[TrainRecipe]) -> dict[str, Any]:
     engine = importlib.import_module(f"trialign.training.{recipe.training.engine}")
     made: Made = engine.make(step, _smaller(step.scratch))
     trainer, number = made.trainer, made.rows["train"]
-    trainer.add_callback(Progress(made.tokens * recipe.training.batch / number))
+    progress = Progress(made.tokens * recipe.training.batch / number)
+    trainer.add_callback(progress)
 
     # one answer for all: a node's view of a shared folder may be seconds old
     checkpoint = distributed.first_says(newest_checkpoint(step.scratch))
@@ -97,6 +98,7 @@ def train_here(step: Step[TrainRecipe]) -> dict[str, Any]:
         "steps": trainer.state.global_step,
         "tokens": round(made.tokens * trainer.state.epoch),
         "resumed_at": int(checkpoint.name.removeprefix("checkpoint-")) if checkpoint else None,
+        "first_step_after": progress.first_step_after,
         "train_seconds": round(seconds, 3),
         "final": final,
         "reference": made.reference,

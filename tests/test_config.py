@@ -145,7 +145,7 @@ def test_the_demo_is_the_whole_study(paper: config.Experiment, demo: config.Expe
     assert {lineage.split("+")[0] for lineage in lineages} == {"mistral", "phi2"}
     grid = demo.artifacts["figure2"]
     assert len(grid.alpha) >= 3 and len(grid.beta) >= 3
-    assert {"mistral+sft10k", "phi2+sft10k"} <= lineages  # plain SFT on the references, the control the paper lacks
+    assert {"mistral+reference_only", "phi2+reference_only"} <= lineages  # the control that the paper lacks
 
 
 def test_only_the_suites_of_the_columns_are_needed(paper: config.Experiment) -> None:
@@ -194,6 +194,33 @@ def test_an_endpoint_shapes_no_score(tmp_path: Path) -> None:
     study.stamp(two.model_copy(update={"results_dir": str(tmp_path)}))
     (written,) = json.loads((tmp_path / ".shared/endpoints.json").read_text()).values()
     assert written.items() >= other.items()
+
+
+def test_a_choice_needs_its_candidates_trained_and_is_evaluated_alone(paper: config.Experiment) -> None:
+    lineage = paper.lineage("mistral+sft+dpo_tuned")
+    assert [str(candidate) for candidate in paper.candidates(lineage)] == [
+        "mistral+sft+dpo@beta=0.1",
+        "mistral+sft+dpo@beta=0.01",
+        "mistral+sft+dpo@beta=0.1@learning_rate=5e-6",
+        "mistral+sft+dpo@beta=0.01@learning_rate=5e-6",
+    ]
+    assert study.choose_recipe(paper, lineage).candidates[1] == "dpo@beta=0.01"
+    asked = {str(lineage) for artifact in paper.artifacts.values() for lineage in study.lineages(paper, artifact)}
+    assert "mistral+sft+dpo_tuned" in asked and "mistral+sft+dpo@beta=0.01" not in asked
+
+
+@pytest.mark.parametrize("name", ["paper", "demo"])
+def test_every_method_is_tuned_on_the_same_budget_the_usual_setting_among_it(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    experiment: config.Experiment = request.getfixturevalue(name)
+    tuned = study.choosing_stages(experiment)
+    assert {experiment.stages[stage].method for stage in tuned} == {"sft", "dpo", "ipo", "kto", "cpo", "orpo", "tpo"}
+    for stage in tuned:
+        candidates = experiment.candidates(experiment.lineage(f"mistral+{stage}"))
+        assert len(candidates) == 4
+        plain = "reference_only" if stage == "sft_tuned" else stage.removesuffix("_tuned")
+        assert experiment.lineage(f"mistral+{plain}") in candidates
 
 
 def test_only_the_benchmarks_that_an_artifact_asks_of_a_lineage_are_evaluated() -> None:
@@ -561,6 +588,32 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (
         {"stages__sft__imported": {"mistral": "arc"}},
         "config: stages.sft.imported.mistral: 'arc' is not a model repository",
+    ),
+    (
+        {"stages__dpo_tuned__candidates": ["dpo@beta=0.1"]},
+        "config: stages.dpo_tuned.candidates: there is nothing to choose: give two or more stages, each once",
+    ),
+    (
+        {"stages__dpo_tuned__candidates": ["dpo@beta=0.1", "ipo@beta=0.1"]},
+        "config: stages.dpo_tuned.candidates: 'ipo@beta=0.1' is ipo on triples, not dpo on triples",
+    ),
+    (
+        {"stages__dpo_tuned__candidates": ["dpo@beta=0.1", "dpo@gamma=0.1"]},
+        "config: stages.dpo_tuned.candidates: lineage 'mistral+dpo@gamma=0.1': stage 'dpo@gamma=0.1': there is no "
+        "parameter 'gamma'",
+    ),
+    (
+        {"stages__sft_tuned__candidates": ["sft@batch=16", "reference_only"]},
+        "config: stages.sft_tuned.candidates: 'sft@batch=16' is sft on ultrachat, not sft on triples",
+    ),
+    (
+        {"artifacts__tuned__rows": ["mistral+sft+dpo_tuned@beta=0.1"]},
+        "config: artifacts.tuned: lineage 'mistral+sft+dpo_tuned@beta=0.1': stage 'dpo_tuned@beta=0.1' takes its "
+        "parameters from its candidates: leave them out",
+    ),
+    (
+        {"stages__sft__training__tokens_of": "triple"},
+        "config: stages.sft: lineage 'mistral+sft': stage 'sft': tokens_of: packed rows have no views to count",
     ),
     ({"judges__gpt-4__model": REMOVE}, "config: judges.gpt-4.model: it is missing"),
     (

@@ -77,6 +77,11 @@ class StagePreset(Settings):
     imported: dict[str, str] = Field(
         default={}, description="model -> a name under `sources`: take this stage from there instead of training it"
     )
+    candidates: tuple[str, ...] = Field(
+        default=(),
+        description="stages, such as dpo@beta=0.1: take the one of them that does best on the evaluation rows instead "
+        "of training another (docs/methods.md)",
+    )
     ours: tuple[str, ...] = Field(default=(), description="which of these settings the paper does not state")
 
 
@@ -108,8 +113,8 @@ class TableArtifact(ArtifactSpec):
     kind: Literal["table"] = "table"
     rows: tuple[str, ...] = Field(min_length=1, description="lineages, in order")
     columns: tuple[str | ColumnSpec, ...] = Field(min_length=1, description="benchmarks or columns, in order")
-    texts: tuple[Literal["Model", "Align", "Learning Rate", "Epoch", "Batch Size"], ...] = Field(
-        default=("Model", "Align"), description="leading text columns"
+    texts: tuple[Literal["Model", "Align", "Learning Rate", "Epoch", "Batch Size", "Chosen"], ...] = Field(
+        default=("Model", "Align"), description="leading text columns; Chosen: which candidate a stage took"
     )
 
 
@@ -236,6 +241,12 @@ class Experiment(Settings):
                 raise UserError(f"lineage '{text}': {error}") from None
         return Lineage.parse(str(Lineage(lineage.base, stages)))
 
+    def candidates(self, lineage: Lineage) -> list[Lineage]:
+        """Return what the last stage of a lineage chooses from; none where it is trained."""
+        if lineage.last is None or lineage.parent is None:
+            return []
+        return [self.lineage(f"{lineage.parent}+{text}") for text in self.preset(lineage.last).candidates]
+
     def preset(self, stage: Stage) -> StagePreset:
         """Return the preset of a stage; UserError where there is none."""
         if stage.name not in self.stages:
@@ -281,11 +292,18 @@ class Experiment(Settings):
     def _canonical(self, parent: Lineage, stage: Stage) -> Stage:
         preset = self.preset(stage)
         method = methods.get(preset.method)
+        if preset.candidates:
+            if stage.params:
+                raise UserError(f"stage '{stage}' takes its parameters from its candidates: leave them out")
+            return stage
         allowed = [*method.Params.model_fields, *Training.model_fields, "view"]
         for key, _ in stage.params:
             if key not in allowed:
                 raise UserError(f"stage '{stage}': {_unknown('parameter', key, allowed)}")
         params, training = self.params(stage), self.training_of(stage)
+        if training.tokens_of and (training.packing or self.data[preset.data].kind != "triples"):
+            what = "packed rows" if training.packing else f"the conversations of '{preset.data}'"
+            raise UserError(f"stage '{stage}': tokens_of: {what} have no views to count: leave it out")
         plain = Stage(stage.name)
         usual = self.params(plain).model_dump() | preset.training.model_dump() | {"view": self.view(parent, plain)}
         values = params.model_dump() | training.model_dump() | {"view": self.view(parent, stage)}
@@ -389,6 +407,7 @@ def _problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
             experiment.lineage(f"{next(iter(experiment.models))}+{name}")
         except UserError as error:
             yield where, str(error)
+        yield from _candidate_problems(experiment, where, preset)
         yield from _split_problems(experiment, where, preset)
     for section, there in (("data", experiment.data), ("benchmarks", experiment.benchmarks)):
         for name in getattr(experiment.expect, section):
@@ -402,6 +421,25 @@ def _problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
             _check_artifact(experiment, artifact)
         except UserError as error:
             yield f"artifacts.{name}", str(error)
+
+
+def _candidate_problems(experiment: Experiment, where: str, preset: StagePreset) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with the candidates of a stage: they differ in their settings alone."""
+    where = f"{where}.candidates"
+    if len(set(preset.candidates)) != len(preset.candidates) or len(preset.candidates) == 1:
+        yield where, "there is nothing to choose: give two or more stages, each once"
+    for text in preset.candidates:
+        try:
+            stage = Stage.parse(text)
+            other = experiment.preset(stage)
+            experiment.lineage(f"{next(iter(experiment.models))}+{text}")
+        except UserError as error:
+            yield where, str(error)
+            continue
+        if (other.method, other.data) != (preset.method, preset.data):
+            yield where, f"'{text}' is {other.method} on {other.data}, not {preset.method} on {preset.data}"
+        if other.candidates or other.imported:
+            yield where, f"'{text}' is not trained here: name stages that are"
 
 
 def _split_problems(experiment: Experiment, where: str, preset: StagePreset) -> Iterator[tuple[str, str]]:

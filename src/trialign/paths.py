@@ -63,6 +63,11 @@ def parse_suite(path: Path) -> SuiteId:
     return SuiteId(match["lineage"], int(match["seed"]), match["suite"], match["judge"])
 
 
+def run_of(suite: Path) -> Path:
+    """Return the run's folder of a suite folder."""
+    return next(folder for folder in suite.parents if folder.parent.parent.name == "runs")
+
+
 def find_commands() -> None:
     """Let jobs find the commands of this very Python environment, also when it was not activated."""
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

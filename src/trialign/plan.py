@@ -30,7 +30,7 @@ from trialign.lineage import Lineage
 
 PLUGIN = "trialign-plan"
 ARTIFACT_RULES = ("table", "figure")
-MODEL_RULES = ("pretrain", "import_model", "train")
+MODEL_RULES = ("pretrain", "import_model", "train", "choose")
 REASONS_SHOWN = 20
 
 

@@ -27,7 +27,7 @@ from trialign.config import Experiment
 from trialign.plan import MODEL_RULES, Dag, Job
 
 MANIFEST = "pruned.jsonl"
-MODEL_STEPS = ("pretrain", "import", "train")
+MODEL_STEPS = ("pretrain", "import", "train", "choose")
 PARTS = "prune-"  # of names in .work: what a killed prune left
 
 
@@ -202,6 +202,8 @@ def _recipe(dag: Dag, job: Job) -> str:
             return study.pretrain_recipe(dag.experiment, lineage, seed).canonical()
         case "import_model":
             return study.import_recipe(dag.experiment).canonical()
+        case "choose":
+            return study.choose_recipe(dag.experiment, lineage).canonical()
         case _:
             return study.train_recipe(dag.experiment, lineage, seed).canonical()
 

@@ -165,6 +165,19 @@ class TrainRecipe(Recipe):
     seed: int
 
 
+class ChooseRecipe(Recipe):
+    """Choose one of several runs of a method by what they reach on the evaluation rows.
+
+    Inputs: `candidate`, the run folders, in the order of `candidates`, their last stages as lineages spell them.
+    method: theirs.
+    """
+
+    step: Literal["choose"] = "choose"
+    version: Literal[1] = 1
+    method: str
+    candidates: tuple[str, ...]
+
+
 class EvaluateRecipe(Recipe):
     """Evaluate one suite of harness benchmarks on one model.
 
@@ -226,8 +239,11 @@ class Column(BaseModel):
         return self
 
 
+CHOSEN = "(chosen)"  # a text cell that says what the run's last stage chose, known once it has
+
+
 class Row(BaseModel):
-    """A row: its leading text cells (`Model`, `Align`, ...) and its lineage."""
+    """A row: its leading text cells (`Model`, `Align`, ..., or `CHOSEN`) and its lineage."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     lineage: str
@@ -319,6 +335,7 @@ AnyRecipe = Annotated[
     | OverlapRecipe
     | ReferenceRecipe
     | TrainRecipe
+    | ChooseRecipe
     | EvaluateRecipe
     | AnswerRecipe
     | JudgeRecipe

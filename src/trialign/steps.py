@@ -49,6 +49,7 @@ FUNCTIONS = {
     "pretrain": "trialign.training.pretrain:pretrain",
     "reference": "trialign.training.reference:compute",
     "train": "trialign.training.train:train",
+    "choose": "trialign.training.choose:choose",
     "overlap": "trialign.evaluation.overlap:overlap",
     "evaluate": "trialign.evaluation.harness:evaluate",
     "answer": "trialign.evaluation.mtbench:answer",
@@ -252,11 +253,11 @@ def _link(stored: Path, output: Path, record: Path) -> None:
             continue
         if item.is_dir():
             shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(item, target, copy_function=_link_file)
+            shutil.copytree(item, target, copy_function=link_file)
         else:
             target.unlink(missing_ok=True)
-            _link_file(str(item), str(target))
-    _link_file(str(stored / RUN_JSON), str(record))
+            link_file(str(item), str(target))
+    link_file(str(stored / RUN_JSON), str(record))
 
 
 def _is_linked(stored: Path, output: Path, record: Path) -> bool:
@@ -268,7 +269,8 @@ def _is_linked(stored: Path, output: Path, record: Path) -> bool:
     return True
 
 
-def _link_file(source: str, target: str) -> str:
+def link_file(source: str, target: str) -> str:
+    """Give a published file another name; a copy where hard links are impossible. Returns `target`."""
     try:
         os.link(source, target)
     except OSError:

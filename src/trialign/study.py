@@ -45,8 +45,8 @@ from trialign.settings import (
 
 # the rules, which are targets without a folder
 RULES = (
-    "all", "answer", "downloads", "evaluate", "fetch", "figure", "import_model", "judge", "overlap", "prepare",
-    "pretrain", "reference", "results", "table", "tokenizer", "tokens", "train", "world",
+    "all", "answer", "choose", "downloads", "evaluate", "fetch", "figure", "import_model", "judge", "overlap",
+    "prepare", "pretrain", "reference", "results", "table", "tokenizer", "tokens", "train", "world",
 )  # fmt: skip
 SHARES = ("acc", "acc_norm", "exact_match", "f1")  # the harness's metrics that tables show in percent
 S = TypeVar("S", bound=Settings)
@@ -458,6 +458,18 @@ def train_recipe(experiment: Experiment, lineage: Lineage, seed: int) -> recipes
     )
 
 
+def choosing_stages(experiment: Experiment) -> list[str]:
+    """Return the stages that choose one of several candidates in place of training."""
+    return [name for name, preset in experiment.stages.items() if preset.candidates]
+
+
+def choose_recipe(experiment: Experiment, lineage: Lineage) -> recipes.ChooseRecipe:
+    """Return the recipe of a lineage's last stage, which chooses one of several candidates."""
+    stage = cast(Stage, lineage.last)
+    candidates = tuple(str(candidate.last) for candidate in experiment.candidates(lineage))
+    return recipes.ChooseRecipe(method=experiment.preset(stage).method, candidates=candidates)
+
+
 def reading(experiment: Experiment, lineage: Lineage) -> str | None:
     """Return what the last stage needs of its parent's log-probabilities, as in `readings`; None: nothing.
 
@@ -675,6 +687,10 @@ def _text(experiment: Experiment, lineage: Lineage, name: str) -> str:
         return "-"
     if name == "Align":
         return _preset_label(experiment, stage.name)
+    if experiment.preset(stage).candidates:
+        return recipes.CHOSEN
+    if name == "Chosen":
+        return "-"
     training = experiment.training_of(stage)
     values = {"Learning Rate": training.learning_rate, "Epoch": training.epochs, "Batch Size": training.batch}
     return spell(values[name])

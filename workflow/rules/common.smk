@@ -177,6 +177,19 @@ def parent_model(wildcards):
     return study.fill(experiment, paths.MODEL, lineage=parent, seed=wildcards.seed)
 
 
+def candidates(pattern):
+    """An input function: a path of each run that the last stage chooses from, same seed."""
+
+    def of(wildcards):
+        found = experiment.candidates(convert("lineage", wildcards.lineage))
+        return [
+            study.fill(experiment, pattern, lineage=lineage, seed=wildcards.seed)
+            for lineage in found
+        ]
+
+    return signed(of)
+
+
 @signed
 def parent_reference(wildcards):
     """The parent's log-probabilities, where the stage reads them."""

@@ -20,10 +20,10 @@ import pandas as pd
 from trialign import diverged
 from trialign.errors import UserError
 from trialign.evaluation.records import RESULTS
-from trialign.paths import SuiteId, parse_suite
+from trialign.paths import SuiteId, parse_suite, run_of
 from trialign.recipes import Column, Items
 from trialign.reporting import statistics
-from trialign.steps import Step
+from trialign.steps import RUN_JSON, Step
 
 _KEY = ["benchmark", "metric"]
 _ITEM = ["benchmark", "subset", "item"]
@@ -223,11 +223,13 @@ class Measurements:
         self.artifact = artifact
         self._runs: dict[tuple[str, int, Items], Suite] = {}
         self._diverged: set[tuple[str, int]] = set()
+        self._folders: dict[tuple[str, int], Path] = {}
         self._subsets: dict[tuple[str, str, Items], tuple[frozenset[str], SuiteId]] = {}
         self._judges: dict[str, tuple[Any, Path]] = {}
         overlap = Overlap(overlaps) if overlaps else None
         for folder in folders:
             identity = parse_suite(folder)
+            self._folders[identity.lineage, identity.seed] = run_of(folder)
             if diverged.read(folder):
                 self._diverged.add((identity.lineage, identity.seed))
                 continue
@@ -281,6 +283,11 @@ class Measurements:
         if column.mean_of:
             return over_seeds([mean([self._one(part, lineage, seed) for part in column.mean_of]) for seed in seeds])
         return over_seeds([self._one(column, lineage, seed) for seed in seeds])
+
+    def chosen(self, lineage: str, seeds: Sequence[int]) -> str:
+        """Return which candidate the last stage of a lineage took; with several seeds, each that any of them took."""
+        records = [json.loads((self._folders[lineage, seed] / RUN_JSON).read_text()) for seed in seeds]
+        return " or ".join(dict.fromkeys(record["facts"]["chosen"] for record in records))
 
     def records(self, part: Column, lineage: str, seed: int) -> pd.Series:
         """Return the values behind a scored number of one benchmark, by subset and item, in the records' own units."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trialign.recipes import FactsRecipe, PivotRecipe, TableRecipe
+from trialign.recipes import CHOSEN, FactsRecipe, PivotRecipe, Row, TableRecipe
 from trialign.reporting.gather import Measurements
 from trialign.reporting.render import Cell, Layout, write
 from trialign.steps import Step
@@ -19,7 +19,7 @@ def table(step: Step[TableRecipe]) -> dict[str, Any]:
     layout = Layout(
         texts=recipe.texts,
         numbers=tuple(column.label for column in recipe.columns),
-        text_rows=tuple(tuple(row.texts[text] for text in recipe.texts) for row in recipe.rows),
+        text_rows=tuple(_texts(row, recipe, measured) for row in recipe.rows),
         number_rows=tuple(
             tuple(Cell(row.lineage, measured.value(column, row.lineage, recipe.seeds)) for column in recipe.columns)
             for row in recipe.rows
@@ -27,6 +27,11 @@ def table(step: Step[TableRecipe]) -> dict[str, Any]:
     )
     write(layout, recipe, step.out)
     return _facts(layout)
+
+
+def _texts(row: Row, recipe: TableRecipe, measured: Measurements) -> tuple[str, ...]:
+    texts = (row.texts[name] for name in recipe.texts)
+    return tuple(measured.chosen(row.lineage, recipe.seeds) if text == CHOSEN else text for text in texts)
 
 
 def pivot(step: Step[PivotRecipe]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shlex
@@ -390,6 +391,43 @@ def compare(
     for name in table:
         headings, lines = published.beside(Path(experiment.results_dir), name, values)
         published.print_beside(name, headings, lines, Console())
+
+
+@app.command()
+def explain(
+    path: Annotated[Path, typer.Argument(help="A file of an artifact, or a run, suite or data folder.")],
+    row: Annotated[str | None, typer.Option(help="A row: its texts as in the table, or a lineage.")] = None,
+    column: Annotated[str | None, typer.Option(help="A column: its heading, or a benchmark.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Compute every hash again; 1 where one does not fit.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with whole recipes and records.")] = False,
+) -> None:
+    """Say what stands behind a result: every step from an artifact or a cell to its sources."""
+    from trialign.reporting import explain as explaining
+    from trialign.reporting import explain_text
+
+    chain = explaining.explain(path, row, column)
+    if not check:
+        return _tell(explaining.as_json(chain), lambda found: explain_text.show(chain), as_json)
+    report = explain_text.checked(chain)
+    _tell(dataclasses.asdict(report), lambda found: explain_text.show_report(report), as_json)
+    if report.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def crate(
+    root: Annotated[Path, typer.Argument(help="A results tree, such as results/demo.")],
+    out: Annotated[Path, typer.Argument(help="A folder that is not there yet, or a .zip.")],
+    models: Annotated[bool, typer.Option("--models", help="With the weights, not their hashes alone.")] = False,
+) -> None:
+    """Write a whole study as an RO-Crate: results, what stands behind them, and each step as an action."""
+    from trialign.reporting.crate import export
+
+    counts = export(root, out, models=models)
+    typer.echo(
+        f"{out}: {counts['steps']} steps, {counts['files']} files of {counts['bytes'] / 1e6:,.1f} MB; "
+        f"{counts['by_hash']} files by their hash alone"
+    )
 
 
 @app.command()

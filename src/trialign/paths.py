@@ -11,6 +11,7 @@
 <results>/.work/<fingerprint>                         work in progress, its lease and its checkpoints
 <results>/.shared/responses.sqlite                    what judges responded, raw, shared by all judging
 <results>/.shared/endpoints.json                      how judges are reached, as the last start's config says
+<results>/.shared/config.json                         the last start's config, with all overlays
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ STORE = ".store"
 WORK = ".work"
 SHARED = ".shared"
 ENDPOINTS = "endpoints.json"  # in SHARED
+CONFIG = "config.json"  # in SHARED
 STAMP = "experiment.json"
 PROVENANCE = "provenance"
 AGAIN = ".again"  # in place of a log's suffix: its step is to be started again, and why

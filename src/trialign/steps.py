@@ -20,6 +20,8 @@ import os
 import platform
 import shutil
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -179,7 +181,7 @@ def _make(
     shutil.rmtree(out, ignore_errors=True)  # half a result of an earlier start is never read
     out.mkdir(parents=True)
     scratch.mkdir(exist_ok=True)
-    started, clock = datetime.now(UTC), time.monotonic()
+    started, clock, commit = datetime.now(UTC), time.monotonic(), code()
     if recipe.step not in ("fetch", "web"):
         _switch_off_hub(scratch)
     facts = _function(recipe)(Step(recipe, inputs, out, scratch, *means))
@@ -187,14 +189,17 @@ def _make(
         "fingerprint": fingerprint,
         "recipe": json.loads(recipe.canonical()),
         "inputs": fingerprints,
+        "given": {name: [path.as_posix() for path in group] for name, group in inputs.items()},
         "facts": facts,
         "files": hashes(out),
         "versions": versions(),
+        "code": commit,
         "python": platform.python_version(),
         "host": socket.gethostname(),
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - clock, 3),
         "threads": os.environ.get("OMP_NUM_THREADS"),
+        "gpus": _gpus(means),
     }
     (out / RUN_JSON).write_text(json.dumps(record, indent=1, sort_keys=True, default=str) + "\n")
     stored.parent.mkdir(parents=True, exist_ok=True)
@@ -228,6 +233,33 @@ def _switch_off_hub(scratch: Path) -> None:
 def versions() -> dict[str, str]:
     """Return the installed versions of the packages that shape results."""
     return {name: importlib.metadata.version(name) for name in VERSIONS}
+
+
+def code() -> dict[str, Any] | None:
+    """Return the commit of the git checkout that this package runs from, and whether its files differ from that.
+
+    None where it runs from no checkout (an installed package), or git is not there to ask.
+    """
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        asked = ["git", "--no-optional-locks", "-C", str(here.parent), *arguments]
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)  # an environment may lie in a checkout of something else
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "--", "."))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _gpus(means: _Means) -> int:
+    """Return how many GPUs the step worked on: one for each of several processes, or this one's if it took one."""
+    torch = sys.modules.get("torch")
+    number = means.processes * means.nodes
+    if number > 1:  # the others were children's
+        return number if torch and torch.cuda.is_available() else 0
+    return int(bool(torch and torch.cuda.is_initialized()))
 
 
 def _provenance_path(recipe: Any, root: Path, output: Path) -> Path:

@@ -121,8 +121,10 @@ def _owner(target: Path) -> str:
 
 
 def stamp(experiment: Experiment) -> None:
-    """Mark a results tree as this experiment's, and write down how its judges are reached now."""
-    _write_json(Path(experiment.results_dir) / paths.STAMP, {"name": experiment.name})
+    """Mark a results tree as this experiment's; write down its config, and how its judges are reached now."""
+    root = Path(experiment.results_dir)
+    _write_json(root / paths.STAMP, {"name": experiment.name})
+    _write_json(root / paths.SHARED / paths.CONFIG, experiment.model_dump(mode="json"))
     write_endpoints(experiment)
 
 

@@ -100,12 +100,33 @@ class Model:
         self._endpoint.end()
 
     def _read(self, stored: Stored, request: Request, asked: str) -> Judgment:
-        completion, name = json.loads(stored.text), self._prompt.name(request)
+        completion, name, text = json.loads(stored.text), self._prompt.name(request), said(stored.text)
         if "choices" not in completion:
-            return Judgment(name, asked, ratings.ERROR, ratings.parse(ratings.ERROR), refusal=completion["error"])
-        text = requests.content(completion)
+            return Judgment(name, asked, text, ratings.parse(text), refusal=completion["error"])
         rating = ratings.parse(text, request.answer)
         return Judgment(name, asked, text, rating, completion.get("model"), stored.tokens)
+
+
+def said(response: str) -> str:
+    """Return the text of a judgment from the stored response of an endpoint."""
+    completion = json.loads(response)
+    return requests.content(completion) if "choices" in completion else ratings.ERROR
+
+
+def stored_under(recipe: JudgeRecipe, questions: Path, answers: Path) -> dict[tuple[Any, ...], list[str]]:
+    """Return, by `Request.key`, the keys under which a model's responses are stored, one for each attempt.
+
+    UserError as for `judge`.
+    """
+    prompt = Prompt(questions)
+    return {
+        request.key: [
+            requests.key(recipe.name, body, requests.number(request, attempt))
+            for body in [requests.body(recipe.judge, prompt.messages(request))]
+            for attempt in range(1 + recipe.judge.reasks)
+        ]
+        for request in requests_of(read_questions(questions), answers, recipe.judge.repeats)
+    }
 
 
 def _reached(path: Path, name: str) -> EndpointSettings:

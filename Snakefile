@@ -46,6 +46,7 @@ localrules:
     fetch,
     table,
     figure,
+    index,
     judge,
     results,
     tokenizer,
@@ -60,6 +61,7 @@ rule all:
             for file in study.artifact_files(experiment, name)
         ],
         "<results>/results.csv",
+        "<results>/index.html",
 
 
 # For a transfer node: everything that comes from the network, and nothing else.

@@ -102,3 +102,29 @@ rule results:
     shell:
         "trialign step {params.recipe:q} {params.results:q}"
         " --root {params.root:q} --output {params.root:q} --log {log:q}"
+
+
+# The study as one page, from its artifacts and the records of all that is behind them.
+rule index:
+    input:
+        **study.index_inputs(experiment),
+    output:
+        "<results>/index.html",
+    log:
+        "<results>/logs/report/index.log",
+    conda:
+        ENVIRONMENT
+    threads: resources_of("index").threads
+    resources:
+        **asks("index"),
+    params:
+        recipe=recipe(study.index_recipe),
+        root=ROOT,
+        inputs=[
+            f"{name}={path}"
+            for name, paths in study.index_inputs(experiment).items()
+            for path in paths
+        ],
+    shell:
+        "trialign step {params.recipe:q} {params.inputs:q}"
+        " --root {params.root:q} --output {params.root:q} --log {log:q}"

@@ -318,7 +318,8 @@ class IndexArtifact(BaseModel):
 
 
 class IndexRecipe(Recipe):
-    """The study's page. `labels`: lineage -> what it is called; `columns`: each benchmark by its own metric, in order.
+    """The study's page. `labels`: lineage -> what it is called; `columns`: each benchmark by its own metric, in order;
+    `shares`: the metrics that are shown in percent.
 
     Inputs: `artifacts` (files), `results` (results.csv), `runs` (run.json of each run, ancestors included), `suites`
     (suite folders), `cards` (folders with a card).
@@ -333,6 +334,7 @@ class IndexRecipe(Recipe):
     seeds: tuple[int, ...]
     labels: dict[str, str]
     columns: tuple[Column, ...]
+    shares: tuple[str, ...]
     artifacts: tuple[IndexArtifact, ...]
 
 

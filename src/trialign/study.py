@@ -636,6 +636,7 @@ def index_recipe(experiment: Experiment) -> recipes.IndexRecipe:
         seeds=experiment.seeds,
         labels={str(run): _label(experiment, run) + _spelled(run) for run in runs(experiment)},
         columns=tuple(column(experiment, name) for name in experiment.benchmarks),
+        shares=SHARES,
         artifacts=tuple(
             recipes.IndexArtifact(
                 name=artifact.name,

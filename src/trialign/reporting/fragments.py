@@ -1,4 +1,4 @@
-"""What an artifact's files give to a page that shows many: its table as HTML, its figure as a data URI, its downloads."""
+"""What the files of an artifact give to a page of many: a table as HTML, a figure as a data URI, downloads."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def index(step: Step[IndexRecipe]) -> dict[str, Any]:
     files = _by_artifact(recipe, step.inputs["artifacts"])
     results = pd.read_csv(step.input("results"), dtype={"judge": str}).fillna({"benchmark": "", "judge": ""})
     shown = [_shown(artifact, files[artifact.name]) for artifact in recipe.artifacts]
-    found = runs.read(recipe, step.inputs["runs"], results)
+    found = runs.read(recipe, step.inputs["runs"], step.inputs["suites"], results)
     figures = {item.artifact.name for item in shown if item.picture}
     page = pages.render(
         "reporting/index.html.jinja",

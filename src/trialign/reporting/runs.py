@@ -10,11 +10,12 @@ from typing import Any
 
 import pandas as pd
 
-from trialign import diverged
+from trialign import diverged, paths
 from trialign.lineage import Lineage
 from trialign.recipes import Column, IndexRecipe
 from trialign.reporting import sparkline, work
 from trialign.reporting.gather import NO_SCORE
+from trialign.steps import RUN_JSON
 
 # settings of a training that a reader asks for first, and what they are called
 TRAINING = {
@@ -27,6 +28,8 @@ TRAINING = {
     "engine": "engine",
 }
 LOG = "log.jsonl"
+FILES = (LOG, "card.html", "results.json")  # of a run, its answers and its suites: what a reader may want
+Identity = tuple[str, int]  # lineage and seed
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Run:
-    """A run. id: of its place on the page; folder: from the results root; missing: why it has no scores, if it has none."""
+    """A run. id: of its place on the page; folder: from the results root, with the `files` that a reader may want.
+
+    missing: why it has no scores, if it has none.
+    """
 
     id: str
     lineage: str
@@ -69,6 +75,7 @@ class Run:
     curve: sparkline.Curve | None
     scores: Sequence[Score]
     missing: str
+    files: Sequence[str]
 
     @property
     def parent(self) -> Stage | None:
@@ -86,11 +93,6 @@ class Run:
         found = self.facts.get("final") or {name: self.facts[name] for name in ("loss",) if name in self.facts}
         return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
 
-    @property
-    def logged(self) -> bool:
-        """Whether a log lies beside the record."""
-        return LOG in self.record["files"]
-
     def score(self, column: Column) -> Score | None:
         """Return the run's number for a benchmark by its own metric."""
         return next((score for score in self.scores if score.column == column), None)
@@ -101,32 +103,44 @@ def place(lineage: str, seed: int) -> str:
     return f"run/{lineage}/seed{seed}"
 
 
-def read(recipe: IndexRecipe, run_files: Iterable[Path], results: pd.DataFrame) -> list[Run]:
-    """Return all runs in the order of their records' files. results: the tidy results of the study."""
-    records = {_identity(file): (file, work.read(file)) for file in run_files}
-    groups = dict(list(results.groupby(["lineage", "seed"])))
-    nothing = results.iloc[:0]
+def read(recipe: IndexRecipe, run_files: Iterable[Path], suites: Iterable[Path], results: pd.DataFrame) -> list[Run]:
+    """Return all runs in the order of their records' files. suites: their suite folders; results: the tidy results."""
+    folders = {(file.parts[-3], int(file.parts[-2].removeprefix("seed"))): file.parent for file in run_files}
+    records = {identity: work.read(folder) for identity, folder in folders.items()}
+    scores: dict[Identity, list[Score]] = {identity: [] for identity in folders}
+    for row in results.to_dict("records"):
+        if score := _score(recipe, row):
+            scores[row["lineage"], row["seed"]].append(score)
+    files: dict[Identity, list[str]] = {identity: [RUN_JSON] for identity in folders}
+    for identity, folder in folders.items():
+        files[identity] += _files(folder, folder)
+    for suite in suites:
+        found = paths.parse_suite(suite)
+        folder = folders[found.lineage, found.seed]
+        places = [folder / Path(paths.ANSWERS).relative_to(paths.RUN), suite] if found.judge else [suite]
+        files[found.lineage, found.seed] += [file for place in places for file in _files(place, folder)]
     return [
-        _run(recipe, identity, file, records, groups.get(identity, nothing))
-        for identity, (file, _) in records.items()
+        _run(recipe, identity, folder, records, scores[identity], list(dict.fromkeys(files[identity])))
+        for identity, folder in folders.items()
     ]
 
 
-def _identity(file: Path) -> tuple[str, int]:
-    return file.parts[-3], int(file.parts[-2].removeprefix("seed"))
+def _files(place: Path, folder: Path) -> list[str]:
+    """Return the files of FILES that a step has published in its place, from the run's folder."""
+    published = work.read(place)["files"]
+    return [(place / name).relative_to(folder).as_posix() for name in FILES if name in published]
 
 
 def _run(
     recipe: IndexRecipe,
-    identity: tuple[str, int],
-    file: Path,
-    records: Mapping[tuple[str, int], tuple[Path, work.Record]],
-    results: pd.DataFrame,
+    identity: Identity,
+    folder: Path,
+    records: Mapping[Identity, work.Record],
+    scores: list[Score],
+    files: list[str],
 ) -> Run:
     lineage, seed = identity
-    record, folder = records[identity][1], file.parent
     mark = diverged.read(folder / "model")
-    scores = [score for score in (_score(recipe, row) for row in results.to_dict("records")) if score]
     order = {column.label: i for i, column in enumerate(recipe.columns)}
     return Run(
         id=place(lineage, seed),
@@ -134,22 +148,21 @@ def _run(
         label=recipe.labels[lineage],
         seed=seed,
         folder="/".join(folder.parts[-3:]),
-        record=record,
-        stages=_stages(recipe, lineage, seed, records),
-        curve=sparkline.curve(folder / LOG) if LOG in record["files"] else None,
+        record=records[identity],
+        stages=_stages(recipe, identity, records),
+        curve=sparkline.curve(folder / LOG) if LOG in records[identity]["files"] else None,
         scores=sorted(scores, key=lambda score: (order[score.benchmark], score.column is None, score.metric)),
         missing=f"{NO_SCORE.missing} at step {mark['step']}" if mark else "" if scores else "not evaluated",
+        files=files,
     )
 
 
-def _stages(
-    recipe: IndexRecipe, lineage: str, seed: int, records: Mapping[tuple[str, int], tuple[Path, work.Record]]
-) -> list[Stage]:
+def _stages(recipe: IndexRecipe, identity: Identity, records: Mapping[Identity, work.Record]) -> list[Stage]:
     """Return the stages of a run from the first that was made here, back from the run itself."""
     found: list[Stage] = []
+    lineage, seed = identity
     ancestor: Lineage | None = Lineage.parse(lineage)
-    while ancestor and (str(ancestor), seed) in records:
-        record = records[str(ancestor), seed][1]
+    while ancestor and (record := records.get((str(ancestor), seed))):
         settings = record["recipe"]
         training = settings.get("training") or settings.get("settings") or {}
         found.insert(
@@ -173,8 +186,7 @@ def _score(recipe: IndexRecipe, row: Mapping[str, Any]) -> Score | None:
     column = next((column for column in recipe.columns if column.benchmark == row["benchmark"]), None)
     if column is None or math.isnan(row["value"]):
         return None
-    own = row["metric"] == column.metric
-    scale = column.scale if own else 1.0
+    scale = 100.0 if row["metric"] in recipe.shares else 1.0
     return Score(
         benchmark=column.label,
         metric=f"{row['metric']}{' (%)' if scale == 100 else ''}",
@@ -182,5 +194,5 @@ def _score(recipe: IndexRecipe, row: Mapping[str, Any]) -> Score | None:
         stderr=row["stderr"] * scale,
         n=int(row["n"]),
         judge=row["judge"],
-        column=column if own else None,
+        column=column if row["metric"] == column.metric else None,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +40,6 @@ def thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
     if len(points) <= POINTS:
         return points
     ends = [round(i * (len(points) - 1) / (POINTS - 1)) for i in range(POINTS)]
-    stretches = [points[a + 1 : b + 1] for a, b in zip(ends, ends[1:], strict=False)]
+    stretches = [points[a + 1 : b + 1] for a, b in pairwise(ends)]
     means = [(part[-1][0], math.fsum(loss for _, loss in part) / len(part)) for part in stretches]
     return [points[0], *means]

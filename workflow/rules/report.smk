@@ -15,7 +15,7 @@ rule table:
             "<results>/{table}.html",
             caption="../report/table.rst",
             category="Tables",
-            labels={"artifact": "{table}"},
+            labels=artifact_label,
         ),
     log:
         "<results>/logs/report/{table}.log",
@@ -54,7 +54,7 @@ rule figure:
             "<results>/{figure}.svg",
             caption="../report/figure.rst",
             category="Figures",
-            labels={"artifact": "{figure}"},
+            labels=artifact_label,
         ),
     log:
         "<results>/logs/report/{figure}.log",
@@ -85,7 +85,7 @@ rule results:
             "<results>/results.csv",
             caption="../report/results.rst",
             category="Results",
-            labels={"artifact": "all results"},
+            labels={"artifact": "All results"},
         ),
     log:
         "<results>/logs/report/results.log",

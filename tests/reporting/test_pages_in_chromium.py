@@ -97,8 +97,9 @@ def test_a_heading_sorts_its_table_by_mouse_and_keyboard(browser: Browser, resul
     expected = pd.read_csv(results / "table1.csv")
     with opened(browser, results / "index.html") as loaded:
         table = loaded.page.locator("[id='artifact/table1'] table").first
-        assert headings(table) == list(expected.columns)
-        for place, name in enumerate(expected.columns):
+        shown_columns = headings(table)
+        for name in expected.columns:
+            place = shown_columns.index(name)
             heading = table.locator("thead th").nth(place)
             button, numeric = heading.get_by_role("button"), pd.api.types.is_numeric_dtype(expected[name])
             shown = []

@@ -58,9 +58,10 @@ def records(given: Iterable[Path], store: Path) -> dict[str, Record]:
     return found
 
 
-def read_by(record: Record) -> set[str]:
-    """Return the fingerprints of the steps whose results a step has read; local folders have none."""
-    return {path.partition("/")[0] for paths in record["inputs"].values() for path in paths if "/" in path}
+def read_by(record: Record) -> list[str]:
+    """Return the fingerprints of the steps whose results a step has read, each once; local folders have none."""
+    read = [path.partition("/")[0] for paths in record["inputs"].values() for path in paths if "/" in path]
+    return list(dict.fromkeys(read))
 
 
 def behind(found: Mapping[str, Record], ends: Iterable[str]) -> dict[str, Record]:

@@ -13,6 +13,9 @@ min_version("9.27")
 configfile: "config/config.yaml"
 
 
+report: "workflow/report/workflow.rst"
+
+
 include: "workflow/rules/common.smk"
 
 
@@ -46,6 +49,7 @@ localrules:
     fetch,
     table,
     figure,
+    index,
     judge,
     results,
     tokenizer,
@@ -60,6 +64,7 @@ rule all:
             for file in study.artifact_files(experiment, name)
         ],
         "<results>/results.csv",
+        "<results>/index.html",
 
 
 # For a transfer node: everything that comes from the network, and nothing else.

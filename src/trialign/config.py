@@ -191,6 +191,8 @@ class Experiment(Settings):
     results_dir: str = Field(
         pattern=r"^[A-Za-z0-9._/-]+$", description="root of its results, relative to the repository"
     )
+    title: str = Field(default="", description="title of the study, on its page; empty: its name")
+    abstract: str = Field(default="", description="what the study asks and does, on its page")
     notice: str = Field(default="", description="a sentence that every artifact carries")
     published: str | None = Field(
         default=None, description="file with the published values that `trialign compare` shows beside the tables"
@@ -514,6 +516,8 @@ def _source_problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
         yield "seeds", f"{list(experiment.seeds)} holds a seed twice: leave one"
     if "results" in experiment.artifacts:
         yield "artifacts.results", "results.csv is made anyway: choose another name"
+    if "index" in experiment.artifacts:
+        yield "artifacts.index", "index.html is made anyway: choose another name"
     if experiment.published and not Path(experiment.published).is_file():
         yield "published", f"'{experiment.published}' does not exist; name the file with the published values"
     for name, data in experiment.data.items():

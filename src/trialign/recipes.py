@@ -322,6 +322,38 @@ class ResultsRecipe(Recipe):
     columns: tuple[Column, ...]
 
 
+class IndexArtifact(BaseModel):
+    """A table or figure on the study's page. Its numbers come from `suites` of each of its `lineages`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    title: str
+    caption: str
+    lineages: tuple[str, ...]
+    suites: tuple[str, ...]
+
+
+class IndexRecipe(Recipe):
+    """The study's page. `labels`: lineage -> what it is called; `columns`: each benchmark by its own metric, in order;
+    `shares`: the metrics that are shown in percent.
+
+    Inputs: `artifacts` (files), `results` (results.csv), `runs` (run.json of each run, ancestors included), `suites`
+    (suite folders), `cards` (folders with a card).
+    """
+
+    step: Literal["index"] = "index"
+    version: Literal[1] = 1
+    experiment: str
+    title: str
+    abstract: str
+    notice: str
+    seeds: tuple[int, ...]
+    labels: dict[str, str]
+    columns: tuple[Column, ...]
+    shares: tuple[str, ...]
+    artifacts: tuple[IndexArtifact, ...]
+
+
 AnyRecipe = Annotated[
     WorldRecipe
     | FetchRecipe
@@ -343,7 +375,8 @@ AnyRecipe = Annotated[
     | PivotRecipe
     | GridRecipe
     | FactsRecipe
-    | ResultsRecipe,
+    | ResultsRecipe
+    | IndexRecipe,
     Field(discriminator="step"),
 ]
 _ANY: TypeAdapter[Any] = TypeAdapter(AnyRecipe)

@@ -61,6 +61,7 @@ FUNCTIONS = {
     "facts": "trialign.reporting.tables:facts",
     "grid": "trialign.reporting.figures:grid",
     "results": "trialign.reporting.results:results",
+    "index": "trialign.reporting.index:index",
 }
 
 

@@ -45,7 +45,7 @@ from trialign.settings import (
 
 # the rules, which are targets without a folder
 RULES = (
-    "all", "answer", "choose", "downloads", "evaluate", "fetch", "figure", "import_model", "judge", "overlap",
+    "all", "answer", "choose", "downloads", "evaluate", "fetch", "figure", "import_model", "index", "judge", "overlap",
     "prepare", "pretrain", "reference", "results", "table", "tokenizer", "tokens", "train", "world",
 )  # fmt: skip
 SHARES = ("acc", "acc_norm", "exact_match", "f1")  # the harness's metrics that tables show in percent
@@ -91,7 +91,7 @@ def _check_target(experiment: Experiment, place: Path, target: Path) -> None:
         canonical(experiment, place.parts[1])
     elif len(place.parts) == 1 and place.suffix:
         files = [Path(file).name for name in experiment.artifacts for file in artifact_files(experiment, name)]
-        if place.name not in [*files, "results.csv"]:
+        if place.name not in [*files, "results.csv", "index.html"]:
             meant = [f"{experiment.results_dir}/{file}" for file in files]
             raise UserError(f"no artifact makes '{target}'{nearest(str(target), meant)}")
     elif _owner(target):
@@ -186,6 +186,36 @@ def results(experiment: Experiment, artifacts: Iterable[AnyArtifact]) -> list[st
         for suite in suites(experiment, artifact)
     ]
     return list(dict.fromkeys(found))
+
+
+def runs(experiment: Experiment) -> list[Lineage]:
+    """Return the lineages behind all artifacts, each after those that it was trained on, back to what is imported."""
+    published, found = imported(experiment), dict[Lineage, None]()
+    for artifact in experiment.artifacts.values():
+        for text in lineages(experiment, artifact):
+            chain = [Lineage.parse(text)]
+            while str(chain[0]) not in published and (parent := chain[0].parent):
+                chain.insert(0, parent)
+            found |= dict.fromkeys(chain)
+    return list(found)
+
+
+def index_inputs(experiment: Experiment) -> dict[str, list[str]]:
+    """Return what the study's page is made of: the inputs of its step, by name."""
+    behind, published = runs(experiment), imported(experiment)
+    own = [(run.base, experiment.preset(run.last).data) for run in behind if run.last and str(run) not in published]
+    return {
+        "artifacts": [file for name in experiment.artifacts for file in artifact_files(experiment, name)],
+        "results": [fill(experiment, "<results>/results.csv")],
+        "runs": [
+            fill(experiment, paths.RUN_JSON, lineage=run, seed=seed) for run in behind for seed in experiment.seeds
+        ],
+        "suites": results(experiment, experiment.artifacts.values()),
+        "cards": [
+            *(fill(experiment, paths.PREPARED, data=data) for data in dict.fromkeys(data for _, data in own)),
+            *(fill(experiment, paths.TOKENS, model=model, data=data) for model, data in dict.fromkeys(own)),
+        ],
+    }
 
 
 def datasets(experiment: Experiment, artifact: AnyArtifact) -> list[str]:
@@ -606,6 +636,31 @@ def results_recipe(experiment: Experiment) -> recipes.ResultsRecipe:
     """Return the recipe of the tidy results."""
     return recipes.ResultsRecipe(
         experiment=experiment.name, columns=tuple(column(experiment, name) for name in experiment.benchmarks)
+    )
+
+
+def index_recipe(experiment: Experiment) -> recipes.IndexRecipe:
+    """Return the recipe of the study's page."""
+    found = [artifact_recipe(experiment, name) for name in experiment.artifacts]
+    return recipes.IndexRecipe(
+        experiment=experiment.name,
+        title=experiment.title or f"Study {experiment.name}",
+        abstract=experiment.abstract,
+        notice=experiment.notice,
+        seeds=experiment.seeds,
+        labels={str(run): _label(experiment, run) + _spelled(run) for run in runs(experiment)},
+        columns=tuple(column(experiment, name) for name in experiment.benchmarks),
+        shares=SHARES,
+        artifacts=tuple(
+            recipes.IndexArtifact(
+                name=artifact.name,
+                title=artifact.title,
+                caption=artifact.caption,
+                lineages=tuple(lineages(experiment, experiment.artifacts[artifact.name])),
+                suites=tuple(suites(experiment, experiment.artifacts[artifact.name])),
+            )
+            for artifact in found
+        ),
     )
 
 

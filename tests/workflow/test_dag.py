@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from lxml import html
 
 from tests.conftest import TEST_CONFIG, command, test_study
 from trialign import config, study
@@ -225,7 +226,7 @@ def test_a_run_that_diverges_leaves_a_cell_without_a_score(finished_study: Path,
     )
     done = command(
         "snakemake", *TEST_CONFIG, str(overlay), "--config", f"results_dir={results}", "--cores", "2", "--nolock", "--",
-        *(f"{results}/{name}.csv" for name in ("table1", "table2", "results")),
+        *(f"{results}/{name}" for name in ("table1.csv", "table2.csv", "results.csv", "index.html")),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     for name in ("table1", "table2"):
@@ -236,6 +237,9 @@ def test_a_run_that_diverges_leaves_a_cell_without_a_score(finished_study: Path,
     assert sorted(rows["suite"]) == ["leaderboard", "mtbench"]
     assert rows["value"].isna().all() and (rows["n"] == 0).all() and rows["fingerprint"].notna().all()
     assert not list((results / "runs" / wild).rglob("*.safetensors"))
+    run = html.parse(results / "index.html").getroot().get_element_by_id(f"run/{wild}/seed1")
+    assert run.xpath("./p[@class='notice']")[0].text.startswith("Training diverged at step ")
+    assert not run.xpath(".//h4[text()='Scores']")
 
 
 def test_a_failing_job_says_which_run_why_and_how_to_repeat_it(finished_study: Path) -> None:

@@ -100,6 +100,36 @@ def convert(name, value):
     return int(value) if name == "seed" else value
 
 
+# In Snakemake's report each entry has one label: of several, its page makes a switch of any that has two values, and
+# breaks where there is no entry for each combination.
+@signed
+def artifact_label(wildcards):
+    """What Snakemake's report lists an artifact by."""
+    (name,) = dict(wildcards).values()
+    return {"artifact": f"{experiment.artifacts[name].title} ({name})"}
+
+
+def run_report(file):
+    """A run's record, as Snakemake's report lists it."""
+    return report(
+        file,
+        caption="../report/run.rst",
+        category="Runs",
+        labels={"run": "{lineage}, seed {seed}"},
+    )
+
+
+def card_report(folder, name):
+    """The card of a folder of data, as Snakemake's report lists it."""
+    return report(
+        directory(folder),
+        patterns=["{page,card}.html"],
+        caption="../report/card.rst",
+        category="Data",
+        labels={"card": name},
+    )
+
+
 def resources_of(rule):
     """What the config gives the jobs of a rule."""
     return known.resources(experiment, rule)

@@ -15,7 +15,7 @@ rule table:
             "<results>/{table}.html",
             caption="../report/table.rst",
             category="Tables",
-            labels={"artifact": "{table}"},
+            labels=artifact_label,
         ),
     log:
         "<results>/logs/report/{table}.log",
@@ -54,7 +54,7 @@ rule figure:
             "<results>/{figure}.svg",
             caption="../report/figure.rst",
             category="Figures",
-            labels={"artifact": "{figure}"},
+            labels=artifact_label,
         ),
     log:
         "<results>/logs/report/{figure}.log",
@@ -85,7 +85,7 @@ rule results:
             "<results>/results.csv",
             caption="../report/results.rst",
             category="Results",
-            labels={"artifact": "all results"},
+            labels={"artifact": "All results"},
         ),
     log:
         "<results>/logs/report/results.log",
@@ -101,4 +101,30 @@ rule results:
         notice=experiment.notice,
     shell:
         "trialign step {params.recipe:q} {params.results:q}"
+        " --root {params.root:q} --output {params.root:q} --log {log:q}"
+
+
+# The study as one page, from its artifacts and the records of all that is behind them.
+rule index:
+    input:
+        **study.index_inputs(experiment),
+    output:
+        "<results>/index.html",
+    log:
+        "<results>/logs/report/index.log",
+    conda:
+        ENVIRONMENT
+    threads: resources_of("index").threads
+    resources:
+        **asks("index"),
+    params:
+        recipe=recipe(study.index_recipe),
+        root=ROOT,
+        inputs=[
+            f"{name}={path}"
+            for name, paths in study.index_inputs(experiment).items()
+            for path in paths
+        ],
+    shell:
+        "trialign step {params.recipe:q} {params.inputs:q}"
         " --root {params.root:q} --output {params.root:q} --log {log:q}"

@@ -12,7 +12,7 @@ rule pretrain:
         tokenizer=path(paths.TOKENIZER, model=base_of),
     output:
         model=directory(paths.MODEL),
-        record=paths.RUN_JSON,
+        record=run_report(paths.RUN_JSON),
     log:
         "<results>/logs/train/{lineage}/seed{seed}.log",
     benchmark:
@@ -44,7 +44,7 @@ rule import_model:
         tokenizer=path(paths.TOKENIZER, model=base_of),
     output:
         model=directory(paths.MODEL),
-        record=paths.RUN_JSON,
+        record=run_report(paths.RUN_JSON),
     log:
         "<results>/logs/train/{lineage}/seed{seed}.log",
     wildcard_constraints:
@@ -128,7 +128,7 @@ rule train:
         tokens=path(paths.TOKENS, model=base_of, data=stage_data),
     output:
         model=directory(paths.MODEL),
-        record=paths.RUN_JSON,
+        record=run_report(paths.RUN_JSON),
     log:
         "<results>/logs/train/{lineage}/seed{seed}.log",
     benchmark:

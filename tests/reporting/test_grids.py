@@ -14,8 +14,8 @@ from invented import Study, right
 from trialign.diverged import write
 from trialign.errors import UserError
 from trialign.recipes import Column, GridRecipe
-from trialign.reporting.figures import draw, grid, points_of
 from trialign.reporting.gather import Measurements
+from trialign.reporting.grids import draw_lines, grid, points_of
 
 NOTICE = "This is the demo world & no more."
 ALPHAS, BETAS = ("0.1", "0.9", "1"), ("0.1", "0.2", "10")
@@ -63,7 +63,7 @@ def test_the_csv_holds_the_numbers_behind_the_figure(study: Study, recipe: GridR
 
 
 def test_the_picture_shows_these_numbers(study: Study, recipe: GridRecipe) -> None:
-    figure = draw(recipe, points_of(recipe, Measurements(recipe.name, study.folders)))
+    figure = draw_lines(recipe, points_of(recipe, Measurements(recipe.name, study.folders)))
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["ARC", "Winogrande", "Average"]
     assert [axes.get_ylabel() for axes in figure.axes] == ["acc_norm (%)", "acc (%)", "mean (%)"]
     panel = figure.axes[0]
@@ -98,7 +98,7 @@ def test_the_same_numbers_give_the_same_bytes_in_another_process(study: Study, r
     second.mkdir()
     program = (
         "import sys; from pathlib import Path; from trialign.recipes import parse; from trialign.steps import Step\n"
-        "from trialign.reporting.figures import grid\n"
+        "from trialign.reporting.grids import grid\n"
         "folders = tuple(map(Path, sys.argv[3:])); out = Path(sys.argv[2])\n"
         "grid(Step(parse(sys.argv[1]), {'results': folders}, out, out))"
     )
@@ -112,7 +112,7 @@ def test_the_same_numbers_give_the_same_bytes_in_another_process(study: Study, r
 def test_a_diverged_run_leaves_a_gap_in_its_line(study: Study, recipe: GridRecipe) -> None:
     write(study.root / "runs" / CELLS["0.9"]["0.2"] / "seed1" / "leaderboard", {"step": 7})
     points = points_of(recipe, Measurements("figure3", study.folders))
-    drawn = [line.get_ydata() for line in draw(recipe, points).axes[0].get_lines()]
+    drawn = [line.get_ydata() for line in draw_lines(recipe, points).axes[0].get_lines()]
     assert sum(np.isnan(np.asarray(values, float)).sum() for values in drawn) == 1
     out = study.run(grid, recipe)
     frame = pd.read_csv(out / "figure3.csv").query("lineage == @CELLS['0.9']['0.2']")

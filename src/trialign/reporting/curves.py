@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 LOG = "log.jsonl"
 QUANTITIES = (
-    "loss", "margin", "accuracy", "log-probability of the reference", "log-probability of the chosen",
-    "log-probability of the rejected", "gradient norm", "learning rate",
+    "loss", "margin", "accuracy", "reference log-prob", "chosen log-prob",
+    "rejected log-prob", "gradient norm", "learning rate",
 )  # fmt: skip
 COLUMNS = ["lineage", "seed", "split", "step", "quantity", "value"]
 _PER_TOKEN = ("orpo", "simpo")  # whose log-probabilities TRL averages over tokens
@@ -94,9 +94,9 @@ def logged(recipe: Mapping[str, Any]) -> Logged:
     chosen = "reference" if recipe["view"] == "reference-rejected" else "chosen"
     names = {"loss": ("loss", 1.0), "gradient norm": ("grad_norm", 1.0), "learning rate": ("learning_rate", 1.0)}
     if not (trl and method in _PER_TOKEN):
-        names["log-probability of the reference"] = ("logps/reference", 1.0)
-        names["log-probability of the rejected"] = ("logps/rejected", 1.0)
-        names[f"log-probability of the {chosen}"] = ("logps/chosen", 1.0)
+        names["reference log-prob"] = ("logps/reference", 1.0)
+        names["rejected log-prob"] = ("logps/rejected", 1.0)
+        names[f"{chosen} log-prob"] = ("logps/chosen", 1.0)
     if not trl:
         return names | {"margin": ("margins", 1.0), "accuracy": ("accuracies", 1.0)}
     if method == "ipo":
@@ -148,5 +148,15 @@ def _panel(
         if (lineage, seed) in ended:
             panel.plot(line["step"].iloc[-1:], values.iloc[-1:], "x", color=colour, markersize=5, markeredgewidth=1.3)
     if len(finite) and finite["value"].min() > 0 and finite["value"].max() > _WIDE * finite["value"].min():
-        panel.set_yscale("log")
+        _set_logarithmic(panel)
     panel.margins(x=0.03)
+
+
+def _set_logarithmic(panel: Axes) -> None:
+    """Make the y axis logarithmic, with plain numbers at it."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    panel.set_yscale("log")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.yaxis.set_minor_locator(NullLocator())

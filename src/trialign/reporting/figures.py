@@ -15,6 +15,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from trialign.recipes import Artifact, Column
@@ -60,6 +61,7 @@ STYLE = {
 KINDS = ("png", "svg", "pdf")
 UNDATED = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 REMARK = {".png": "Description", ".svg": "Description", ".pdf": "Subject"}  # where a format keeps a sentence
+LEGEND_ROW, FOOTER_ROW = 0.16, 0.11  # inches
 SMALL = 6  # points: the smallest text but for the intervals in a heat map
 
 
@@ -71,6 +73,8 @@ def write(step: Step[Any], numbers: pd.DataFrame, draw: Callable[[], Figure]) ->
     numbers.to_csv(step.out / f"{recipe.name}.csv", index=False)
     with rc_context(STYLE):
         figure = draw()
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once, alike in all formats
         for kind in KINDS:
             save(figure, step.out / f"{recipe.name}.{kind}", recipe.title, recipe.notice)
 
@@ -100,13 +104,13 @@ class Sheet(NamedTuple):
 def sheet(panels: int, height: float, *, most: int = PANELS_PER_ROW, share: Literal["x", "y", ""] = "") -> Sheet:
     """Return a figure with empty panels: one column wide for a single panel, the page wide for several.
 
-    height: of a panel, in inches. most: panels in a row; four are two and two.
+    height: of a panel, in inches; legend and footer add theirs. most: panels in a row; four are two and two.
     """
     from matplotlib.figure import Figure
 
     across = min(panels, most, 2 if panels == 4 else panels)
     down = math.ceil(panels / across)
-    figure = Figure(figsize=(COLUMN_WIDTH if panels == 1 else PAGE_WIDTH, height * down + 0.6), layout="constrained")
+    figure = Figure(figsize=(COLUMN_WIDTH if panels == 1 else PAGE_WIDTH, height * down), layout="constrained")
     axes = figure.subplots(down, across, squeeze=False, sharex=share == "x", sharey=share == "y").flatten()
     for panel in axes[panels:]:
         panel.remove()
@@ -122,23 +126,31 @@ def name_panel(panel: Axes, label: str, note: str = "") -> None:
 
 
 def legend(figure: Figure, handles: list[Any], labels: list[str]) -> None:
-    """Put a legend above all panels, in as many columns as fit."""
-    columns = next(n for n in range(len(labels), 0, -1) if n == 1 or _width(labels, n) <= figure.get_figwidth())
+    """Put a legend above all panels, in as few rows as fit, and in as many columns as these rows need."""
+    for rows in range(1, len(labels) + 1):
+        columns = math.ceil(len(labels) / rows)
+        if _width(labels, columns) <= figure.get_figwidth():
+            break
     figure.legend(handles, labels, loc="outside upper center", ncols=columns)
+    figure.set_figheight(figure.get_figheight() + LEGEND_ROW * rows)
 
 
 def _width(labels: list[str], columns: int) -> float:
-    """Return about how wide a legend is, in inches: its handles, and characters of 7 points."""
-    rows = math.ceil(len(labels) / columns)
-    longest = [max(map(len, labels[start : start + rows])) for start in range(0, len(labels), rows)]
-    return sum(0.35 + 0.056 * characters for characters in longest)
+    """Return how wide a legend is, in inches."""
+    from matplotlib.textpath import TextPath
+
+    size = STYLE["legend.fontsize"]
+    around = size * (STYLE["legend.handlelength"] + STYLE["legend.handletextpad"] + STYLE["legend.columnspacing"])
+    widths = [TextPath((0, 0), label, size=size).get_extents().width for label in labels]
+    return sum(around + max(column) for column in np.array_split(widths, columns)) / 72
 
 
 def footer(figure: Figure, *sentences: str) -> None:
     """Write how to read the figure below it, without the sentences that are empty."""
-    text = " ".join(sentence for sentence in sentences if sentence)
     width = 72 if figure.get_figwidth() == COLUMN_WIDTH else 150
-    figure.supxlabel(fill(text, width), fontsize=SMALL, color=GREY, x=0.01, ha="left")
+    text = fill(" ".join(sentence for sentence in sentences if sentence), width)
+    figure.supxlabel(text, fontsize=SMALL, color=GREY, x=0.01, ha="left")
+    figure.set_figheight(figure.get_figheight() + FOOTER_ROW * (1 + text.count("\n")))
 
 
 def lines(number: int) -> list[tuple[str, Any]]:

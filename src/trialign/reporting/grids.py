@@ -134,7 +134,7 @@ def _split(points: list[Point], label: str) -> tuple[Value, list[Point]]:
 
 def draw_lines(recipe: GridRecipe, points: list[Point]) -> Figure:
     """Return the figure of lines over alpha, one for each beta, the baseline dashed."""
-    sheet = figures.sheet(len(recipe.columns), 2.0, share="x")
+    sheet = figures.sheet(len(recipe.columns), 2.1, share="x")
     for place, (panel, column) in enumerate(zip(sheet.panels, recipe.columns, strict=True)):
         _lines(panel, *_split(points, column.label), recipe.baseline_label)
         figures.name_panel(panel, column.label)

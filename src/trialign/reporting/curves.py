@@ -8,7 +8,7 @@ Both engines log under names of their own, so what is drawn is a quantity with o
 - accuracy: the share of prompts whose chosen response leads, by the same measure.
 - log-probability of a response, summed over its tokens, a mean over prompts: of the reference, the chosen, the
   rejected one. In the view (reference, rejected) the chosen response is the reference. TRL logs means per token for
-  ORPO and SimPO, and none of the reference for TPO: those are left out.
+  ORPO, SimPO and TPO-L, and none of the reference for TPO: those are left out.
 
 A panel that no run has is left out. A line whose run diverged ends where the run did, with a cross.
 """
@@ -93,7 +93,7 @@ def logged(recipe: Mapping[str, Any]) -> Logged:
     trl, method, params = recipe["training"]["engine"] == "trl", recipe["method"], recipe["params"]
     chosen = "reference" if recipe["view"] == "reference-rejected" else "chosen"
     names = {"loss": ("loss", 1.0), "gradient norm": ("grad_norm", 1.0), "learning rate": ("learning_rate", 1.0)}
-    if not (trl and method in _PER_TOKEN):
+    if not (trl and (method in _PER_TOKEN or params.get("length_normalised"))):
         names["reference log-prob"] = ("logps/reference", 1.0)
         names["rejected log-prob"] = ("logps/rejected", 1.0)
         names[f"{chosen} log-prob"] = ("logps/chosen", 1.0)

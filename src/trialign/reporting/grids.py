@@ -27,6 +27,7 @@ DODGE = 0.012  # share of the x range that neighbouring lines are set apart, so 
 COLOURS = "cividis"  # perceptually uniform, alike to readers with any colour vision, monotone in grey
 CELL = 0.34  # inches: height of a cell, and the width that its text needs at least
 ABOVE, BELOW = "▲", "▼"
+NOTHING = Difference(*[math.nan] * 7, 0, "")  # of the baseline and itself
 POINTER = {
     "color": "black",
     "marker": ">",
@@ -75,11 +76,16 @@ def heatmap(step: Step[HeatmapRecipe]) -> dict[str, Any]:
     recipe, measured = step.recipe, Measurements.of(step)
     points = points_of(recipe, measured)
     compared = comparisons(recipe, measured)
-    found = [compared.get((point.panel, point.lineage)) for point in points]
-    names = ["difference", "difference_low", "difference_high", "p"]
-    columns = [(*each.difference[:1], *each.difference[2:4], each.difference.p) if each else () for each in found]
-    frame = _frame(points).join(pd.DataFrame(columns, columns=names, dtype=float))
-    frame["p_holm"] = [each.p_holm if each else math.nan for each in found]
+    frame = _frame(points)
+    found = [compared.get((point.panel, point.lineage), Compared(NOTHING, math.nan)) for point in points]
+    for name, numbers in (
+        ("difference", [each.difference.difference for each in found]),
+        ("difference_low", [each.difference.low for each in found]),
+        ("difference_high", [each.difference.high for each in found]),
+        ("p", [each.difference.p for each in found]),
+        ("p_holm", [each.p_holm for each in found]),
+    ):
+        frame[name] = numbers
     figures.write(step, frame, lambda: draw_cells(recipe, points, compared))
     marked = sum(bool(each.mark) for each in compared.values())
     return _facts(points) | {"significant": marked}

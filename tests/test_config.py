@@ -504,7 +504,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"artifacts__table1__kind": "tabel"},
-        "config: artifacts.table1.kind: 'tabel' is not allowed; allowed are 'table', 'pivot', 'grid', 'facts'",
+        "config: artifacts.table1.kind: 'tabel' is not allowed; allowed are 'table', 'pivot', 'grid', 'heatmap', 'forest', 'curves', 'distributions', 'facts'",
     ),
     (
         {"artifacts__table1__rows__1": "mistral+sfft+dpo"},

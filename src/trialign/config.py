@@ -138,6 +138,39 @@ class GridArtifact(ArtifactSpec):
     baseline: str = Field(description="the lineage drawn as the baseline")
 
 
+class HeatmapArtifact(GridArtifact):
+    """A figure over alpha x beta as heat maps: values, intervals, and what differs from the baseline."""
+
+    kind: Literal["heatmap"] = "heatmap"
+
+
+class ForestArtifact(ArtifactSpec):
+    """A forest plot: paired differences of lineages from a baseline."""
+
+    kind: Literal["forest"] = "forest"
+    rows: tuple[str, ...] = Field(min_length=1, description="lineages, in order")
+    baseline: str = Field(description="the lineage that all are compared with, none of the rows")
+    columns: tuple[str | ColumnSpec, ...] = Field(min_length=1, description="a panel each")
+
+
+class CurvesArtifact(ArtifactSpec):
+    """Training curves of lineages: loss, margins, log-probabilities, gradient norm and what else their logs hold."""
+
+    kind: Literal["curves"] = "curves"
+    rows: tuple[str, ...] = Field(min_length=1, description="lineages whose last stage is trained here, in order")
+    smooth: int = Field(default=1, gt=0, description="how many steps a drawn point is the mean of")
+
+
+class DistributionsArtifact(ArtifactSpec):
+    """Distributions of data: lengths; of triples also scores and their gaps."""
+
+    kind: Literal["distributions"] = "distributions"
+    data: tuple[str, ...] = Field(min_length=1, description="names under `data`, in order")
+    model: str | None = Field(
+        default=None, description="a name under `models`: lengths in its tokens, of the rows it keeps; null: in words"
+    )
+
+
 class FactsArtifact(ArtifactSpec):
     """The table of benchmarks. Item counts come from the results of one lineage."""
 
@@ -146,7 +179,18 @@ class FactsArtifact(ArtifactSpec):
     lineage: str = Field(description="the lineage whose results give the item counts")
 
 
-AnyArtifact = Annotated[TableArtifact | PivotArtifact | GridArtifact | FactsArtifact, Field(discriminator="kind")]
+AnyArtifact = Annotated[
+    TableArtifact
+    | PivotArtifact
+    | GridArtifact
+    | HeatmapArtifact
+    | ForestArtifact
+    | CurvesArtifact
+    | DistributionsArtifact
+    | FactsArtifact,
+    Field(discriminator="kind"),
+]
+FIGURES = ("grid", "heatmap", "forest", "curves", "distributions")  # the kinds of artifacts that are pictures
 
 
 class Resources(Settings):
@@ -598,6 +642,17 @@ def _check_artifact(experiment: Experiment, artifact: Any) -> None:
                 raise UserError(f"lineage: '{artifact.lineage}' does not end in a stage that takes alpha and beta")
             lineages = [artifact.baseline, *grid_lineages(artifact)]
             _check_columns(experiment, artifact.columns)
+        case ForestArtifact():
+            lineages = list(artifact.rows)
+            _check_columns(experiment, artifact.columns)
+            if experiment.lineage(artifact.baseline) in map(experiment.lineage, lineages):
+                raise UserError(f"rows: '{artifact.baseline}' is the baseline: leave it out of the rows")
+        case CurvesArtifact():
+            lineages = list(artifact.rows)
+            _check_trained(experiment, lineages)
+        case DistributionsArtifact():
+            lineages = []
+            _check_data(experiment, artifact)
         case FactsArtifact():
             lineages = [artifact.lineage]
             _check_columns(experiment, artifact.benchmarks)
@@ -606,9 +661,29 @@ def _check_artifact(experiment: Experiment, artifact: Any) -> None:
     seen: dict[str, str] = {}
     for text in lineages:
         canonical = str(experiment.lineage(text))
-        if canonical in seen and isinstance(artifact, TableArtifact):
+        if canonical in seen and isinstance(artifact, TableArtifact | ForestArtifact | CurvesArtifact):
             raise UserError(f"rows: '{text}' and '{seen[canonical]}' are the same lineage: leave one")
         seen[canonical] = text
+
+
+def _check_trained(experiment: Experiment, lineages: Sequence[str]) -> None:
+    for text in lineages:
+        lineage = experiment.lineage(text)
+        stage = lineage.last
+        if stage is None:
+            raise UserError(f"rows: '{text}' is a base model, which no stage trains: name a lineage with a stage")
+        if str(lineage) == f"{lineage.base}+{stage.name}" and lineage.base in experiment.preset(stage).imported:
+            raise UserError(f"rows: '{text}' is taken as published, there is no log of its training: leave it out")
+
+
+def _check_data(experiment: Experiment, artifact: DistributionsArtifact) -> None:
+    for name in artifact.data:
+        if name not in experiment.data:
+            raise UserError(f"data: {_unknown('data set', name, experiment.data)}")
+        if artifact.data.count(name) > 1:
+            raise UserError(f"data: '{name}' is there twice: leave one")
+    if artifact.model is not None and artifact.model not in experiment.models:
+        raise UserError(f"model: {_unknown('model', artifact.model, experiment.models)}")
 
 
 def splits_items(artifact: AnyArtifact) -> bool:

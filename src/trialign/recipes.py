@@ -292,11 +292,60 @@ class GridRecipe(Artifact):
     """A figure over alpha x beta: `cells[alpha][beta]` is a lineage; `columns` are its panels; `baseline` a lineage."""
 
     step: Literal["grid"] = "grid"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     cells: dict[str, dict[str, str]]
     columns: tuple[Column, ...]
     baseline: str
     baseline_label: str
+
+
+class HeatmapRecipe(GridRecipe):
+    """The same as heat maps."""
+
+    step: Literal["heatmap"] = "heatmap"
+    version: Literal[1] = 1
+
+
+class Labelled(BaseModel):
+    """A lineage and what a figure calls it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    lineage: str
+    label: str
+
+
+class ForestRecipe(Artifact):
+    """A forest plot: paired differences of `rows` from `baseline`; `columns` are its panels."""
+
+    step: Literal["forest"] = "forest"
+    version: Literal[1] = 1
+    rows: tuple[Labelled, ...]
+    columns: tuple[Column, ...]
+    baseline: Labelled
+
+
+class CurvesRecipe(Artifact):
+    """Training curves of `rows`. Inputs: `run`, the `run.json` of each run of theirs, beside which its log lies.
+
+    smooth: how many steps a drawn point is the mean of.
+    """
+
+    step: Literal["curves"] = "curves"
+    version: Literal[1] = 1
+    rows: tuple[Labelled, ...]
+    smooth: int
+
+
+class DistributionsRecipe(Artifact):
+    """Distributions of lengths and scores of `data`, in order. Input: `data`, their prepared folders.
+
+    tokenizer: whose tokens lengths are counted in, which are then the inputs `tokens`; empty: words are counted.
+    """
+
+    step: Literal["distributions"] = "distributions"
+    version: Literal[1] = 1
+    data: tuple[str, ...]
+    tokenizer: str
 
 
 class FactsRecipe(Artifact):
@@ -374,6 +423,10 @@ AnyRecipe = Annotated[
     | TableRecipe
     | PivotRecipe
     | GridRecipe
+    | HeatmapRecipe
+    | ForestRecipe
+    | CurvesRecipe
+    | DistributionsRecipe
     | FactsRecipe
     | ResultsRecipe
     | IndexRecipe,

@@ -59,7 +59,11 @@ FUNCTIONS = {
     "table": "trialign.reporting.tables:table",
     "pivot": "trialign.reporting.tables:pivot",
     "facts": "trialign.reporting.tables:facts",
-    "grid": "trialign.reporting.figures:grid",
+    "grid": "trialign.reporting.grids:grid",
+    "heatmap": "trialign.reporting.grids:heatmap",
+    "forest": "trialign.reporting.forest:forest",
+    "curves": "trialign.reporting.curves:curves",
+    "distributions": "trialign.reporting.distributions:distributions",
     "results": "trialign.reporting.results:results",
     "index": "trialign.reporting.index:index",
 }

@@ -16,11 +16,16 @@ from typing import TypeVar, cast
 
 from trialign import lock, methods, paths, recipes
 from trialign.config import (
+    FIGURES,
     AnyArtifact,
     ColumnSpec,
+    CurvesArtifact,
+    DistributionsArtifact,
     Experiment,
     FactsArtifact,
+    ForestArtifact,
     GridArtifact,
+    HeatmapArtifact,
     PivotArtifact,
     TableArtifact,
     grid_lineages,
@@ -147,14 +152,18 @@ def _write_json(path: Path, value: object) -> None:
 def lineages(experiment: Experiment, artifact: AnyArtifact) -> list[str]:
     """Return the canonical lineages of an artifact's rows, each once, in order."""
     match artifact:
-        case TableArtifact():
+        case TableArtifact() | CurvesArtifact():
             texts = list(artifact.rows)
+        case ForestArtifact():
+            texts = [artifact.baseline, *artifact.rows]
         case PivotArtifact():
             texts = [f"{row}+{stages}" for row in artifact.rows.values() for stages in artifact.columns.values()]
         case GridArtifact():
             texts = [artifact.baseline, *grid_lineages(artifact)]
         case FactsArtifact():
             texts = [artifact.lineage]
+        case DistributionsArtifact():
+            texts = []
     return list(dict.fromkeys(str(experiment.lineage(text)) for text in texts))
 
 
@@ -171,6 +180,8 @@ def benchmarks(artifact: AnyArtifact) -> set[str]:
             specs: Sequence[str | ColumnSpec] = (artifact.benchmark,)
         case FactsArtifact():
             specs = artifact.benchmarks
+        case CurvesArtifact() | DistributionsArtifact():
+            specs = ()
         case _:
             specs = artifact.columns
     return {name for spec in specs for name in _benchmarks(spec)}
@@ -230,6 +241,27 @@ def overlaps(experiment: Experiment, artifact: AnyArtifact) -> list[str]:
     return [fill(experiment, paths.OVERLAP, data=name) for name in asked]
 
 
+def runs(experiment: Experiment, artifact: AnyArtifact) -> list[str]:
+    """Return the records of the runs whose logs an artifact shows."""
+    rows = lineages(experiment, artifact) if isinstance(artifact, CurvesArtifact) else []
+    return [
+        fill(experiment, paths.RUN_JSON, lineage=lineage, seed=seed) for lineage in rows for seed in experiment.seeds
+    ]
+
+
+def prepared(experiment: Experiment, artifact: AnyArtifact) -> list[str]:
+    """Return the prepared data sets that an artifact shows."""
+    names = artifact.data if isinstance(artifact, DistributionsArtifact) else ()
+    return [fill(experiment, paths.PREPARED, data=name) for name in names]
+
+
+def tokens(experiment: Experiment, artifact: AnyArtifact) -> list[str]:
+    """Return the tokens of data sets that an artifact counts."""
+    if not isinstance(artifact, DistributionsArtifact) or artifact.model is None:
+        return []
+    return [fill(experiment, paths.TOKENS, model=artifact.model, data=name) for name in artifact.data]
+
+
 def suite_path(experiment: Experiment, lineage: str, seed: int | str, suite: str) -> str:
     """Return the folder of a suite's results: for a judged suite, the judge's."""
     return fill(experiment, paths.SUITE, lineage=lineage, seed=seed, suite=suite)
@@ -242,7 +274,8 @@ def fill(experiment: Experiment, pattern: str, **values: object) -> str:
 
 def artifact_files(experiment: Experiment, name: str) -> list[str]:
     """Return the files of an artifact."""
-    kinds = ("csv", "png", "svg", "pdf") if experiment.artifacts[name].kind == "grid" else ("csv", "md", "tex", "html")
+    picture = experiment.artifacts[name].kind in FIGURES
+    kinds = ("csv", "png", "svg", "pdf") if picture else ("csv", "md", "tex", "html")
     return [f"{experiment.results_dir}/{name}.{kind}" for kind in kinds]
 
 
@@ -398,6 +431,9 @@ def downloads_needed(experiment: Experiment) -> list[str]:
         if overlaps(experiment, artifact):
             named |= {item.source for item in experiment.benchmarks.values()}
             named |= {experiment.data[name].source for name in datasets(experiment, artifact)}
+        if isinstance(artifact, DistributionsArtifact):
+            named |= {experiment.data[name].source for name in artifact.data}
+            named |= {experiment.models[artifact.model].source or ""} if artifact.model else set()
     return [name for name in downloads(experiment) if name in named]
 
 
@@ -621,13 +657,30 @@ def artifact_recipe(experiment: Experiment, name: str) -> recipes.Artifact:
                 spell(alpha): {spell(beta): str(experiment.lineage(next(grid))) for beta in artifact.beta}
                 for alpha in artifact.alpha
             }
-            return recipes.GridRecipe(
+            kind = recipes.HeatmapRecipe if isinstance(artifact, HeatmapArtifact) else recipes.GridRecipe
+            return kind(
                 **common,
                 cells=cells,
                 columns=tuple(column(experiment, spec) for spec in artifact.columns),
                 baseline=str(experiment.lineage(artifact.baseline)),
                 baseline_label=_label(experiment, experiment.lineage(artifact.baseline)),
             )
+        case ForestArtifact():
+            baseline = experiment.lineage(artifact.baseline)
+            return recipes.ForestRecipe(
+                **common,
+                rows=_labelled(experiment, artifact.rows, beside=baseline),
+                columns=tuple(column(experiment, spec) for spec in artifact.columns),
+                baseline=recipes.Labelled(
+                    lineage=str(baseline), label=_label(experiment, baseline) + _spelled(baseline)
+                ),
+            )
+        case CurvesArtifact():
+            rows = _labelled(experiment, artifact.rows)
+            return recipes.CurvesRecipe(**common, rows=rows, smooth=artifact.smooth)
+        case DistributionsArtifact():
+            label = experiment.models[artifact.model].label if artifact.model else ""
+            return recipes.DistributionsRecipe(**common, data=artifact.data, tokenizer=label)
         case FactsArtifact():
             return _facts_recipe(experiment, artifact, common)
 
@@ -757,6 +810,25 @@ def _label(experiment: Experiment, lineage: Lineage) -> str:
     parts = [experiment.models[lineage.base].label]
     parts += [_preset_label(experiment, stage.name) for stage in lineage.stages]
     return "+".join(parts)
+
+
+def _labelled(
+    experiment: Experiment, texts: Sequence[str], beside: Lineage | None = None
+) -> tuple[recipes.Labelled, ...]:
+    """Return lineages with short labels: of their stages alone where all have one base (`beside`, too).
+
+    Where two would read the same, what their last stages spell is added.
+    """
+    found = [experiment.lineage(text) for text in texts]
+    one_base = len({lineage.base for lineage in (*found, *([beside] if beside else []))}) == 1
+    labels = [_label(experiment, lineage) for lineage in found]
+    if one_base:
+        base = experiment.models[found[0].base].label
+        labels = [label.removeprefix(base) or label for label in labels]
+    return tuple(
+        recipes.Labelled(lineage=str(lineage), label=label + (_spelled(lineage) if labels.count(label) > 1 else ""))
+        for lineage, label in zip(found, labels, strict=True)
+    )
 
 
 def _preset_label(experiment: Experiment, name: str) -> str:

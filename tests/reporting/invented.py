@@ -41,12 +41,19 @@ class Study:
         }
         (folder / "run.json").write_text(json.dumps(made))
 
-    def run(self, function: Callable[[Step[Any]], dict[str, Any]], recipe: Recipe, name: str = "out") -> Path:
-        """Run a step on all folders; the recipe goes through its canonical text, as in a rule."""
+    def run(
+        self,
+        function: Callable[[Step[Any]], dict[str, Any]],
+        recipe: Recipe,
+        name: str = "out",
+        **inputs: Iterable[Path],
+    ) -> Path:
+        """Run a step on `inputs`, or on all suite folders; the recipe goes through its canonical text, as in a rule."""
         out, scratch = self.root / name, self.root / "scratch"
         out.mkdir()
         scratch.mkdir(exist_ok=True)
-        function(Step(parse(recipe.canonical()), {"results": tuple(self.folders)}, out, scratch))
+        given = {key: tuple(paths) for key, paths in inputs.items()} or {"results": tuple(self.folders)}
+        function(Step(parse(recipe.canonical()), given, out, scratch))
         return out
 
 

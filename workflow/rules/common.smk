@@ -262,6 +262,16 @@ def named(inputs):
     ]
 
 
+def named_of_figure(inputs):
+    """A figure's inputs, as name=path: results, or runs and their logs, or data."""
+    return (
+        named(inputs)
+        + [f"run={record}" for record in inputs.runs]
+        + [f"data={folder}" for folder in inputs.prepared]
+        + [f"tokens={folder}" for folder in inputs.tokens]
+    )
+
+
 @signed
 def suite_inputs(wildcards):
     """What must exist before a suite's data is there."""

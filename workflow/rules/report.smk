@@ -46,6 +46,15 @@ rule figure:
         overlaps=lambda wildcards: study.overlaps(
             experiment, experiment.artifacts[wildcards.figure]
         ),
+        runs=lambda wildcards: study.runs(
+            experiment, experiment.artifacts[wildcards.figure]
+        ),
+        prepared=lambda wildcards: study.prepared(
+            experiment, experiment.artifacts[wildcards.figure]
+        ),
+        tokens=lambda wildcards: study.tokens(
+            experiment, experiment.artifacts[wildcards.figure]
+        ),
     output:
         csv="<results>/{figure}.csv",
         png="<results>/{figure}.png",
@@ -59,7 +68,7 @@ rule figure:
     log:
         "<results>/logs/report/{figure}.log",
     wildcard_constraints:
-        figure=of_kind("grid"),
+        figure=of_kind(*study.FIGURES),
     conda:
         ENVIRONMENT
     threads: resources_of("figure").threads
@@ -68,7 +77,7 @@ rule figure:
     params:
         recipe=recipe(study.artifact_recipe, "figure"),
         root=ROOT,
-        results=lambda wildcards, input: named(input),
+        results=lambda wildcards, input: named_of_figure(input),
         title=lambda wildcards: experiment.artifacts[wildcards.figure].title,
         caption=lambda wildcards: experiment.artifacts[wildcards.figure].caption,
         notice=experiment.notice,

@@ -32,6 +32,15 @@ def differences(
     ]
 
 
+def against(
+    measured: Measurements, column: Column, lineages: Sequence[str], baseline: str, seeds: Sequence[int]
+) -> list[Difference]:
+    """Return the paired difference of each lineage less the baseline, which is none of them; as `differences` else."""
+    rows = [*lineages, baseline]
+    found = zip(combinations(rows, 2), differences(measured, column, rows, seeds), strict=True)
+    return [difference for (_, other), difference in found if other == baseline]
+
+
 def strata(measured: Measurements, column: Column, lineages: Sequence[str], seeds: Sequence[int]) -> list[Stratum]:
     """Return the strata of a column over the items that all of these runs have; the rows are `lineages`.
 

@@ -369,30 +369,6 @@ def show(root: Annotated[Path, typer.Argument(help="A results tree, such as resu
 
 
 @app.command()
-def compare(
-    configs: Configs,
-    table: Annotated[list[str], typer.Option("--table", help="A table; may be given again.")],
-) -> None:
-    """Print tables of an experiment beside the published numbers."""
-    from rich.console import Console
-
-    from trialign import config
-    from trialign.reporting import published
-
-    experiment = config.load_files(configs)
-    if experiment.published is None:
-        raise UserError(f"experiment '{experiment.name}' names no `published` values: its numbers are not compared")
-    values = published.read(Path(experiment.published), experiment)
-    for name in table:
-        if name not in experiment.artifacts:
-            names, close = ", ".join(experiment.artifacts), nearest(name, experiment.artifacts)
-            raise UserError(f"--table: there is no artifact '{name}'{close}; there are {names}")
-    for name in table:
-        headings, lines = published.beside(Path(experiment.results_dir), name, values)
-        published.print_beside(name, headings, lines, Console())
-
-
-@app.command()
 def rulegraph(out: Annotated[Path, typer.Argument(help="The picture, without its suffix.")]) -> None:
     """Draw the rule graph that `snakemake --rulegraph dot` prints (read from standard input) as .svg and .png."""
     from trialign.reporting.rulegraph import draw

@@ -28,6 +28,7 @@ from trialign.config import (
 )
 from trialign.errors import UserError, nearest
 from trialign.lineage import Lineage, Stage, spell
+from trialign.reporting import published
 from trialign.settings import (
     ChatRules,
     FeedbackRules,
@@ -45,7 +46,7 @@ from trialign.settings import (
 
 # the rules, which are targets without a folder
 RULES = (
-    "all", "answer", "downloads", "evaluate", "fetch", "figure", "import_model", "judge", "overlap", "prepare",
+    "all", "answer", "downloads", "evaluate", "facts", "fetch", "figure", "import_model", "judge", "overlap", "prepare",
     "pretrain", "reference", "results", "table", "tokenizer", "tokens", "train", "world",
 )  # fmt: skip
 SHARES = ("acc", "acc_norm", "exact_match", "f1")  # the harness's metrics that tables show in percent
@@ -210,7 +211,8 @@ def fill(experiment: Experiment, pattern: str, **values: object) -> str:
 
 def artifact_files(experiment: Experiment, name: str) -> list[str]:
     """Return the files of an artifact."""
-    kinds = ("csv", "png", "svg", "pdf") if experiment.artifacts[name].kind == "grid" else ("csv", "md", "tex", "html")
+    forms = {"grid": ("csv", "png", "svg", "pdf"), "facts": ("csv", "md", "tex", "html")}
+    kinds = forms.get(experiment.artifacts[name].kind, ("csv", "md", "tex", "html", "cells.csv", "pairs.csv"))
     return [f"{experiment.results_dir}/{name}.{kind}" for kind in kinds]
 
 
@@ -553,7 +555,8 @@ def artifact_recipe(experiment: Experiment, name: str) -> recipes.Artifact:
         case TableArtifact():
             rows = _rows(experiment, artifact)
             columns = tuple(column(experiment, spec) for spec in artifact.columns)
-            return recipes.TableRecipe(**common, texts=artifact.texts, rows=rows, columns=columns)
+            known = published.of_artifact(experiment, name)
+            return recipes.TableRecipe(**common, texts=artifact.texts, rows=rows, columns=columns, published=known)
         case PivotArtifact():
             cells = {
                 row: {
@@ -570,6 +573,7 @@ def artifact_recipe(experiment: Experiment, name: str) -> recipes.Artifact:
                 columns=tuple(artifact.columns),
                 cells=cells,
                 column=number,
+                published=published.of_artifact(experiment, name),
             )
         case GridArtifact():
             grid = iter(grid_lineages(artifact))

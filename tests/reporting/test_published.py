@@ -117,9 +117,9 @@ def test_a_cell_has_ours_its_interval_and_the_published_number_with_flags(study:
     assert cell == "75.00 [68.57, 80.49]<br>75.5<sup>ti</sup> (-0.50)"
     text = (out / "t.md").read_text()
     assert "t: cut, not rounded; i: at odds with other published numbers" in text
-    assert "- mistral+sft, ARC: 75.6 elsewhere." in text and "75.5 is cut" not in text
+    assert "- mistral+sft (ARC): 75.6 elsewhere." in text and "75.5 is cut" not in text
     page = (out / "t.html").read_text()
-    assert '<br><span class="published">75.5<sup>ti</sup> (-0.50)</span>' in page
+    assert ' <span class="published">75.5<sup>ti</sup> (-0.50)</span>' in page
     assert "published 75.5; 75.5 is cut; 75.6 elsewhere" in page, "the tooltip has all that is known"
     assert r"\\{\scriptsize 75.5\textsuperscript{ti} ($-$0.50)}\end{tabular}" in (out / "t.tex").read_text()
     assert (out / "t.csv").read_text() == "Model,ARC\nMistral,75.00\n", "the paper's plain layout"
@@ -149,7 +149,7 @@ def test_without_published_numbers_no_form_speaks_of_any(study: Study) -> None:
     out = study.run(tables.table, TableRecipe(**common, columns=(ARC,), rows=(row,)))
     for form in ("md", "tex", "html"):
         text = (out / f"t.{form}").read_text().split("</style>")[-1]
-        assert "ublished" not in text and "Second line" not in text
+        assert "ublished" not in text and "Last line" not in text
 
 
 def test_an_overlay_may_drop_what_published_numbers_are_of(tmp_path: Path) -> None:

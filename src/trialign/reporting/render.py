@@ -1,7 +1,7 @@
 """Writes a table in the four forms that an artifact has: csv, Markdown, LaTeX (booktabs) and an HTML page.
 
 The csv is the paper's plain layout: text columns, then numbers with two decimals. The other three show each number with
-its 95% interval, marks of what is best, on a second line the published number with its flags and how far ours is from
+its 95% interval and marks of what is best, on a last line the published number with its flags and how far ours is from
 it, a last row with the number of items, and the title, caption and notice of the artifact. The cell of a number that is
 not there (training diverged) is empty in the csv and a dash in the others. `<name>.cells.csv` and `<name>.pairs.csv`
 hold all numbers behind them.
@@ -218,18 +218,22 @@ def _legend(layout: Layout, artifact: Artifact) -> str:
     if known := [cell.published for cell in cells if cell.published]:
         kinds = {flag.kind for number in known for flag in number.flags}
         flags = "; ".join(f"{letter}: {meaning}" for kind, (letter, meaning) in FLAGS.items() if kind in kinds)
-        told.append(f"Second line: the published number (ours less it){f'; {flags}' if flags else ''}.")
+        told.append(f"Last line: the published number (ours less it){f'; {flags}' if flags else ''}.")
     return " ".join(told)
 
 
 def _notes(layout: Layout) -> list[str]:
     """Return what is to be known of single published numbers, each once; that one was cut the letter says."""
-    notes: dict[str, list[str]] = {}
+    notes: dict[str, dict[str, list[str]]] = {}
     for heading, cell in zip(layout.numbers * len(layout.number_rows), layout.cells, strict=True):
         for flag in cell.published.flags if cell.published else ():
             if flag.kind != "truncated":
-                notes.setdefault(flag.text, []).append(f"{cell.lineage}, {heading}")
-    return [f"{'; '.join(places)}: {text}." for text, places in notes.items()]
+                notes.setdefault(flag.text, {}).setdefault(cell.lineage, []).append(heading)
+    told = {
+        text: "; ".join(f"{lineage} ({', '.join(headings)})" for lineage, headings in places.items())
+        for text, places in notes.items()
+    }
+    return [f"{places}: {text}." for text, places in told.items()]
 
 
 def _tex(layout: Layout, artifact: Artifact) -> str:
@@ -304,7 +308,7 @@ def _in_html(cell: Shown) -> str:
     if not cell.published:
         return ours
     difference = f" ({cell.difference})" if cell.difference else ""
-    return f'{ours}<br><span class="published">{_raised(cell)}{difference}</span>'
+    return f'{ours} <span class="published">{_raised(cell)}{difference}</span>'
 
 
 def _classes(layout: Layout, cells: pd.DataFrame) -> pd.DataFrame:

@@ -242,9 +242,10 @@ def _combined(values: Floats, parts: Sequence[Parts], dfs: Sequence[int]) -> Com
 
     Items and seeds are crossed random effects, so the variance of the mean is that over items plus the seeds' own,
     which is the variance of the seeds' values less their interaction with the items that the first holds already
-    (0 where that is more): Searle, Casella and McCulloch (1992), Variance Components. The critical value is the mean of
-    both t-values, weighted with the variances (Cochran and Cox 1950, Experimental Designs); df is where Student's t has
-    it.
+    (0 where that is more): Searle, Casella and McCulloch (1992), Variance Components. Two seeds leave one degree of
+    freedom, with which Satterthwaite's intervals are far too narrow (88%). The half of the interval is therefore
+    sqrt(t_items^2 v_items + t_seeds^2 v_seeds), the modified large-sample one (Howe 1974, Journal of the American
+    Statistical Association 69, 789-794; Graybill and Wang 1980, ibid. 75, 869-873); df is where Student's t is as wide.
     """
     items, interaction = (np.sum(list(each), axis=0) for each in zip(*parts, strict=True))
     of_strata = np.array([part.items for part in parts]).T.tolist()
@@ -255,7 +256,7 @@ def _combined(values: Floats, parts: Sequence[Parts], dfs: Sequence[int]) -> Com
     seed_variance = values.var(axis=1, ddof=1) / seeds
     own = np.maximum(seed_variance - interaction, 0)
     share = np.divide(own, items + own, out=np.zeros_like(own), where=items + own > 0)
-    critical = (1 - share) * _t(df) + share * _t(seeds - 1)
+    critical = np.sqrt((1 - share) * _t(df) ** 2 + share * _t(seeds - 1) ** 2)
     return Combined(np.sqrt(items + own), _df_of(critical), np.sqrt(seed_variance))
 
 

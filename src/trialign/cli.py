@@ -370,30 +370,6 @@ def show(root: Annotated[Path, typer.Argument(help="A results tree, such as resu
 
 
 @app.command()
-def compare(
-    configs: Configs,
-    table: Annotated[list[str], typer.Option("--table", help="A table; may be given again.")],
-) -> None:
-    """Print tables of an experiment beside the published numbers."""
-    from rich.console import Console
-
-    from trialign import config
-    from trialign.reporting import published
-
-    experiment = config.load_files(configs)
-    if experiment.published is None:
-        raise UserError(f"experiment '{experiment.name}' names no `published` values: its numbers are not compared")
-    values = published.read(Path(experiment.published), experiment)
-    for name in table:
-        if name not in experiment.artifacts:
-            names, close = ", ".join(experiment.artifacts), nearest(name, experiment.artifacts)
-            raise UserError(f"--table: there is no artifact '{name}'{close}; there are {names}")
-    for name in table:
-        headings, lines = published.beside(Path(experiment.results_dir), name, values)
-        published.print_beside(name, headings, lines, Console())
-
-
-@app.command()
 def explain(
     path: Annotated[Path, typer.Argument(help="A file of an artifact, or a run, suite or data folder.")],
     row: Annotated[str | None, typer.Option(help="A row: its texts as in the table, or a lineage.")] = None,

@@ -239,7 +239,7 @@ class Experiment(Settings):
     abstract: str = Field(default="", description="what the study asks and does, on its page")
     notice: str = Field(default="", description="a sentence that every artifact carries")
     published: str | None = Field(
-        default=None, description="file with the published values that `trialign compare` shows beside the tables"
+        default=None, description="file with the published values that tables show beside ours"
     )
     seeds: tuple[NonNegativeInt, ...] = Field(min_length=1, description="seeds of the runs; cells are means over them")
     world: WorldSettings | None = Field(default=None, description="the generated demo world; null: none")

@@ -250,6 +250,24 @@ class Row(BaseModel):
     texts: dict[str, str]
 
 
+class Flag(BaseModel):
+    """What is to be known of a published number (`trialign.reporting.consistency`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: Literal["truncated", "inconsistent", "source"]
+    text: str
+
+
+class Published(BaseModel):
+    """A published number as it is printed, of a lineage and a column of numbers (its label)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    lineage: str
+    column: str
+    value: str
+    flags: tuple[Flag, ...] = ()
+
+
 class Artifact(Recipe):
     """What tables and figures share. Inputs: `results`, the suite folders that their cells need, and `overlap`.
 
@@ -263,24 +281,30 @@ class Artifact(Recipe):
     seeds: tuple[int, ...]
 
 
-class TableRecipe(Artifact):
+class Compared(Artifact):
+    """What tables of lineages share: the published numbers of their cells, none where the experiment names none."""
+
+    published: tuple[Published, ...] = ()
+
+
+class TableRecipe(Compared):
     """A table: rows are lineages, columns benchmarks. `texts` names the leading text columns, in order."""
 
     step: Literal["table"] = "table"
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     texts: tuple[str, ...]
     rows: tuple[Row, ...]
     columns: tuple[Column, ...]
 
 
-class PivotRecipe(Artifact):
+class PivotRecipe(Compared):
     """A table of one benchmark (Tables 3 and 7): `cells[row][column]` is a lineage.
 
     `rows` and `columns` give the order of the labels, which the sorted keys of `cells` lose.
     """
 
     step: Literal["pivot"] = "pivot"
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     corner: str
     rows: tuple[str, ...]
     columns: tuple[str, ...]
@@ -356,7 +380,7 @@ class FactsRecipe(Artifact):
     """
 
     step: Literal["facts"] = "facts"
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     columns: tuple[str, ...]
     rows: tuple[dict[str, str], ...]
     benchmarks: tuple[str, ...]

@@ -33,6 +33,7 @@ from trialign.config import (
 )
 from trialign.errors import UserError, nearest
 from trialign.lineage import Lineage, Stage, spell
+from trialign.reporting import published
 from trialign.settings import (
     ChatRules,
     FeedbackRules,
@@ -50,8 +51,8 @@ from trialign.settings import (
 
 # the rules, which are targets without a folder
 RULES = (
-    "all", "answer", "choose", "downloads", "evaluate", "fetch", "figure", "import_model", "index", "judge", "overlap",
-    "prepare", "pretrain", "reference", "results", "table", "tokenizer", "tokens", "train", "world",
+    "all", "answer", "choose", "downloads", "evaluate", "facts", "fetch", "figure", "import_model", "index", "judge",
+    "overlap", "prepare", "pretrain", "reference", "results", "table", "tokenizer", "tokens", "train", "world",
 )  # fmt: skip
 SHARES = ("acc", "acc_norm", "exact_match", "f1")  # the harness's metrics that tables show in percent
 S = TypeVar("S", bound=Settings)
@@ -241,7 +242,7 @@ def overlaps(experiment: Experiment, artifact: AnyArtifact) -> list[str]:
     return [fill(experiment, paths.OVERLAP, data=name) for name in asked]
 
 
-def runs(experiment: Experiment, artifact: AnyArtifact) -> list[str]:
+def shown_runs(experiment: Experiment, artifact: AnyArtifact) -> list[str]:
     """Return the records of the runs whose logs an artifact shows."""
     rows = lineages(experiment, artifact) if isinstance(artifact, CurvesArtifact) else []
     return [
@@ -274,9 +275,10 @@ def fill(experiment: Experiment, pattern: str, **values: object) -> str:
 
 def artifact_files(experiment: Experiment, name: str) -> list[str]:
     """Return the files of an artifact."""
-    picture = experiment.artifacts[name].kind in FIGURES
-    kinds = ("csv", "png", "svg", "pdf") if picture else ("csv", "md", "tex", "html")
-    return [f"{experiment.results_dir}/{name}.{kind}" for kind in kinds]
+    kind = experiment.artifacts[name].kind
+    forms = ("csv", "png", "svg", "pdf") if kind in FIGURES else ("csv", "md", "tex", "html")
+    numbers = ("cells.csv", "pairs.csv") if kind in ("table", "pivot") else ()
+    return [f"{experiment.results_dir}/{name}.{form}" for form in forms + numbers]
 
 
 def _benchmarks(spec: str | ColumnSpec) -> Sequence[str]:
@@ -633,7 +635,8 @@ def artifact_recipe(experiment: Experiment, name: str) -> recipes.Artifact:
         case TableArtifact():
             rows = _rows(experiment, artifact)
             columns = tuple(column(experiment, spec) for spec in artifact.columns)
-            return recipes.TableRecipe(**common, texts=artifact.texts, rows=rows, columns=columns)
+            known = published.of_artifact(experiment, name)
+            return recipes.TableRecipe(**common, texts=artifact.texts, rows=rows, columns=columns, published=known)
         case PivotArtifact():
             cells = {
                 row: {
@@ -650,6 +653,7 @@ def artifact_recipe(experiment: Experiment, name: str) -> recipes.Artifact:
                 columns=tuple(artifact.columns),
                 cells=cells,
                 column=number,
+                published=published.of_artifact(experiment, name),
             )
         case GridArtifact():
             grid = iter(grid_lineages(artifact))

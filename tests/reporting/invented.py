@@ -1,13 +1,15 @@
-"""Suite folders with invented items, and steps that read them."""
+"""Suite folders with invented items, steps that read them, and tables read back."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from markdown_it import MarkdownIt
 
 from trialign.recipes import Recipe, parse
 from trialign.steps import Step
@@ -60,3 +62,15 @@ class Study:
 def right(benchmark: str, metric: str, k: int, n: int, subset: str = "") -> list[Record]:
     """Return records of `n` items of which the first `k` are right."""
     return [(benchmark, subset, str(i), metric, float(i < k)) for i in range(n)]
+
+
+def markdown_rows(path: Path) -> list[list[str]]:
+    """Return the cells of a Markdown table as a Markdown parser reads them, headings first."""
+    tokens = MarkdownIt("commonmark").enable("table").parse(path.read_text())
+    rows: list[list[str]] = []
+    for before, token in pairwise(tokens):
+        if before.type == "tr_open":
+            rows.append([])
+        if token.type == "inline" and before.type in ("th_open", "td_open"):
+            rows[-1].append("".join(child.content for child in token.children or []))
+    return rows

@@ -9,6 +9,8 @@ rule table:
         ),
     output:
         csv="<results>/{table}.csv",
+        cells="<results>/{table}.cells.csv",
+        pairs="<results>/{table}.pairs.csv",
         md="<results>/{table}.md",
         tex="<results>/{table}.tex",
         html=report(
@@ -20,7 +22,7 @@ rule table:
     log:
         "<results>/logs/report/{table}.log",
     wildcard_constraints:
-        table=of_kind("table", "pivot", "facts"),
+        table=of_kind("table", "pivot"),
     conda:
         ENVIRONMENT
     threads: resources_of("table").threads
@@ -38,6 +40,42 @@ rule table:
         " --root {params.root:q} --output {params.root:q} --log {log:q}"
 
 
+rule facts:
+    input:
+        lambda wildcards: study.results(
+            experiment, [experiment.artifacts[wildcards.facts]]
+        ),
+    output:
+        csv="<results>/{facts}.csv",
+        md="<results>/{facts}.md",
+        tex="<results>/{facts}.tex",
+        html=report(
+            "<results>/{facts}.html",
+            caption="../report/facts.rst",
+            category="Tables",
+            labels={"artifact": "{facts}"},
+        ),
+    log:
+        "<results>/logs/report/{facts}.log",
+    wildcard_constraints:
+        facts=of_kind("facts"),
+    conda:
+        ENVIRONMENT
+    threads: resources_of("facts").threads
+    resources:
+        **asks("facts"),
+    params:
+        recipe=recipe(study.artifact_recipe, "facts"),
+        root=ROOT,
+        results=lambda wildcards, input: [f"results={folder}" for folder in input],
+        title=lambda wildcards: experiment.artifacts[wildcards.facts].title,
+        caption=lambda wildcards: experiment.artifacts[wildcards.facts].caption,
+        notice=experiment.notice,
+    shell:
+        "trialign step {params.recipe:q} {params.results:q}"
+        " --root {params.root:q} --output {params.root:q} --log {log:q}"
+
+
 rule figure:
     input:
         results=lambda wildcards: study.results(
@@ -46,7 +84,7 @@ rule figure:
         overlaps=lambda wildcards: study.overlaps(
             experiment, experiment.artifacts[wildcards.figure]
         ),
-        runs=lambda wildcards: study.runs(
+        runs=lambda wildcards: study.shown_runs(
             experiment, experiment.artifacts[wildcards.figure]
         ),
         prepared=lambda wildcards: study.prepared(

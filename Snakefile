@@ -46,6 +46,7 @@ localrules:
     fetch,
     table,
     figure,
+    claims,
     judge,
     results,
     tokenizer,

@@ -29,7 +29,7 @@ from trialign.errors import UserError
 from trialign.lineage import Lineage
 
 PLUGIN = "trialign-plan"
-ARTIFACT_RULES = ("table", "figure")
+ARTIFACT_RULES = ("table", "figure", "claims")
 MODEL_RULES = ("pretrain", "import_model", "train")
 REASONS_SHOWN = 20
 

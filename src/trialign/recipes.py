@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
+from trialign.claims import Claim
 from trialign.settings import (
     AnswerSettings,
     ChatRules,
@@ -297,6 +298,25 @@ class FactsRecipe(Artifact):
     benchmarks: tuple[str, ...]
 
 
+class ClaimsRecipe(Artifact):
+    """The claims of a paper and their verdicts. Input: `results`, of the lineages that the claims compare.
+
+    `claims` name this experiment's lineages. `columns`: by benchmark. `wholes`: benchmark -> its highest score, which a
+    claim's `%` is of. `grids[claim][alpha][beta]`: a lineage, for claims about a figure. `lacking`: claim -> why it is
+    not run. `published[artifact][lineage][benchmarks]`: the paper's own cells, as printed, of a benchmark or the mean
+    of several (joined by a space), or of a training setting; None: this experiment is not compared with the paper.
+    """
+
+    step: Literal["claims"] = "claims"
+    version: Literal[1] = 1
+    claims: tuple[Claim, ...]
+    columns: dict[str, Column]
+    wholes: dict[str, float]
+    grids: dict[str, dict[str, dict[str, str]]]
+    lacking: dict[str, str]
+    published: dict[str, dict[str, dict[str, str]]] | None
+
+
 class ResultsRecipe(Recipe):
     """The tidy `results.csv`: everything that the artifacts measured. Input: `results`."""
 
@@ -326,6 +346,7 @@ AnyRecipe = Annotated[
     | PivotRecipe
     | GridRecipe
     | FactsRecipe
+    | ClaimsRecipe
     | ResultsRecipe,
     Field(discriminator="step"),
 ]

@@ -56,6 +56,7 @@ FUNCTIONS = {
     "table": "trialign.reporting.tables:table",
     "pivot": "trialign.reporting.tables:pivot",
     "facts": "trialign.reporting.tables:facts",
+    "claims": "trialign.reporting.claims:claims",
     "grid": "trialign.reporting.figures:grid",
     "results": "trialign.reporting.results:results",
 }

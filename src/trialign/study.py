@@ -14,9 +14,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar, cast
 
-from trialign import lock, methods, paths, recipes
+from trialign import claims, lock, methods, paths, recipes
 from trialign.config import (
     AnyArtifact,
+    ClaimsArtifact,
     ColumnSpec,
     Experiment,
     FactsArtifact,
@@ -45,9 +46,10 @@ from trialign.settings import (
 
 # the rules, which are targets without a folder
 RULES = (
-    "all", "answer", "downloads", "evaluate", "fetch", "figure", "import_model", "judge", "overlap", "prepare",
-    "pretrain", "reference", "results", "table", "tokenizer", "tokens", "train", "world",
+    "all", "answer", "claims", "downloads", "evaluate", "fetch", "figure", "import_model", "judge", "overlap",
+    "prepare", "pretrain", "reference", "results", "table", "tokenizer", "tokens", "train", "world",
 )  # fmt: skip
+HIGHEST_SCORE = 10.0  # of a judge
 SHARES = ("acc", "acc_norm", "exact_match", "f1")  # the harness's metrics that tables show in percent
 S = TypeVar("S", bound=Settings)
 
@@ -143,8 +145,10 @@ def _write_json(path: Path, value: object) -> None:
 
 
 def lineages(experiment: Experiment, artifact: AnyArtifact) -> list[str]:
-    """Return the canonical lineages of an artifact's rows, each once, in order."""
+    """Return the canonical lineages of an artifact's rows, each once, in order; of claims, of those that are run."""
     match artifact:
+        case ClaimsArtifact():
+            return list(dict.fromkeys(lineage for lineage, _ in _claimed(experiment, artifact)))
         case TableArtifact():
             texts = list(artifact.rows)
         case PivotArtifact():
@@ -169,6 +173,9 @@ def benchmarks(artifact: AnyArtifact) -> set[str]:
             specs: Sequence[str | ColumnSpec] = (artifact.benchmark,)
         case FactsArtifact():
             specs = artifact.benchmarks
+        case ClaimsArtifact():
+            found = claims.read(Path(artifact.file))
+            specs = [name for claim in found if claim.kind != "orders" for name in claim.benchmarks]
         case _:
             specs = artifact.columns
     return {name for spec in specs for name in _benchmarks(spec)}
@@ -179,11 +186,19 @@ def results(experiment: Experiment, artifacts: Iterable[AnyArtifact]) -> list[st
     found = [
         suite_path(experiment, lineage, seed, suite)
         for artifact in artifacts
-        for lineage in lineages(experiment, artifact)
+        for lineage, needed in _needs(experiment, artifact)
         for seed in experiment.seeds
-        for suite in suites(experiment, artifact)
+        for suite in needed
     ]
     return list(dict.fromkeys(found))
+
+
+def _needs(experiment: Experiment, artifact: AnyArtifact) -> list[tuple[str, list[str]]]:
+    """Return (lineage, the suites that an artifact needs of it)."""
+    if isinstance(artifact, ClaimsArtifact):
+        return [(lineage, [experiment.benchmarks[name].suite]) for lineage, name in _claimed(experiment, artifact)]
+    needed = suites(experiment, artifact)
+    return [(lineage, needed) for lineage in lineages(experiment, artifact)]
 
 
 def datasets(experiment: Experiment, artifact: AnyArtifact) -> list[str]:
@@ -291,6 +306,8 @@ def _asked(experiment: Experiment) -> dict[str, set[str]]:
     """Return lineage -> the benchmarks that the artifacts ask of it: once, for the DAG asks for each of its jobs."""
     asked: dict[str, set[str]] = {}
     for artifact in experiment.artifacts.values():
+        if isinstance(artifact, ClaimsArtifact):  # it asks for nothing: it reads what the others ask for
+            continue
         for lineage in lineages(experiment, artifact):
             asked.setdefault(lineage, set()).update(benchmarks(artifact))
     return asked
@@ -572,20 +589,17 @@ def artifact_recipe(experiment: Experiment, name: str) -> recipes.Artifact:
                 column=number,
             )
         case GridArtifact():
-            grid = iter(grid_lineages(artifact))
-            cells = {
-                spell(alpha): {spell(beta): str(experiment.lineage(next(grid))) for beta in artifact.beta}
-                for alpha in artifact.alpha
-            }
             return recipes.GridRecipe(
                 **common,
-                cells=cells,
+                cells=_grid_cells(experiment, artifact),
                 columns=tuple(column(experiment, spec) for spec in artifact.columns),
                 baseline=str(experiment.lineage(artifact.baseline)),
                 baseline_label=_label(experiment, experiment.lineage(artifact.baseline)),
             )
         case FactsArtifact():
             return _facts_recipe(experiment, artifact, common)
+        case ClaimsArtifact():
+            return _claims_recipe(experiment, artifact, common)
 
 
 def results_recipe(experiment: Experiment) -> recipes.ResultsRecipe:
@@ -709,3 +723,120 @@ def _facts_recipe(experiment: Experiment, artifact: FactsArtifact, common: dict[
             }
         )
     return recipes.FactsRecipe(**common, columns=tuple(rows[0]), rows=tuple(rows), benchmarks=artifact.benchmarks)
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+def _claims(experiment: Experiment, artifact: ClaimsArtifact) -> list[claims.Claim]:
+    """Return the claims with this experiment's lineages, canonical where it has their models and stages."""
+
+    def here(text: str) -> str:
+        text = artifact.instead.get(text, text)
+        return text if text == claims.GRID or experiment.lacks(text) else str(experiment.lineage(text))
+
+    return [
+        claim
+        if claim.kind == "larger effect"
+        else claim.model_copy(update={"a": tuple(map(here, claim.a)), "b": tuple(map(here, claim.b))})
+        for claim in claims.read(Path(artifact.file))
+    ]
+
+
+def _claimed(experiment: Experiment, artifact: ClaimsArtifact) -> list[tuple[str, str]]:
+    """Return (lineage, benchmark) of all claims that are run, each once."""
+    found = _claims(experiment, artifact)
+    grids = {claim.id: _claim_grid(experiment, claim) for claim in found}
+    return list(
+        dict.fromkeys(
+            (lineage, name)
+            for claim in found
+            if not _lacking(experiment, claim, grids[claim.id])
+            for lineage in _compared(claim, grids[claim.id])
+            for name in claim.benchmarks
+        )
+    )
+
+
+def _claim_grid(experiment: Experiment, claim: claims.Claim) -> dict[str, dict[str, str]]:
+    """Return the points of the figure that a claim is about, alpha -> beta -> lineage; none where it is not here."""
+    figures = [experiment.artifacts.get(name) for name in claim.artifacts] if claim.of_grid else []
+    return next((_grid_cells(experiment, item) for item in figures if isinstance(item, GridArtifact)), {})
+
+
+def _grid_cells(experiment: Experiment, artifact: GridArtifact) -> dict[str, dict[str, str]]:
+    grid = iter(grid_lineages(artifact))
+    return {
+        spell(alpha): {spell(beta): str(experiment.lineage(next(grid))) for beta in artifact.beta}
+        for alpha in artifact.alpha
+    }
+
+
+def _compared(claim: claims.Claim, grid: dict[str, dict[str, str]]) -> list[str]:
+    """Return the lineages of a claim, those of its figure included."""
+    return list(dict.fromkeys([*claim.lineages, *(lineage for row in grid.values() for lineage in row.values())]))
+
+
+def _lacking(experiment: Experiment, claim: claims.Claim, grid: dict[str, dict[str, str]]) -> str:
+    """Return why a claim is not run; empty where it is."""
+    if claim.kind == "orders":
+        return "it is about the paper's settings: nothing is measured"
+    for lineage in claim.lineages:
+        if reason := experiment.lacks(lineage):
+            return f"{reason} in this experiment"
+    if claim.of_grid and not grid:
+        return f"no figure over alpha and beta is called {' or '.join(claim.artifacts)} here"
+    if claim.kind == "larger effect" and (len(grid) < 2 or len(next(iter(grid.values()))) < 2):
+        return "the figure has a single value of alpha or of beta"
+    asked = _asked(experiment)
+    lacking = [
+        f"{experiment.benchmarks[name].label} of {lineage}"
+        for lineage in _compared(claim, grid)
+        for name in claim.benchmarks
+        if name not in asked.get(lineage, ())
+    ]
+    more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+    return f"no other artifact asks for {lacking[0]}{more}" if lacking else ""
+
+
+def _claims_recipe(experiment: Experiment, artifact: ClaimsArtifact, common: dict[str, object]) -> recipes.ClaimsRecipe:
+    found = _claims(experiment, artifact)
+    grids = {claim.id: _claim_grid(experiment, claim) for claim in found if claim.of_grid}
+    reasons = {claim.id: _lacking(experiment, claim, grids.get(claim.id, {})) for claim in found}
+    used = benchmarks(artifact)
+    judged = {name for name, item in experiment.benchmarks.items() if isinstance(item, JudgedBenchmark)}
+    return recipes.ClaimsRecipe(
+        **common,
+        claims=tuple(found),
+        columns={name: column(experiment, name) for name in experiment.benchmarks if name in used},
+        wholes={name: HIGHEST_SCORE if name in judged else 100.0 for name in used},
+        grids=grids,
+        lacking={name: reason for name, reason in reasons.items() if reason},
+        published=_published_cells(experiment, found) if experiment.published else None,
+    )
+
+
+def _published_cells(experiment: Experiment, found: list[claims.Claim]) -> dict[str, dict[str, dict[str, str]]]:
+    """Return the paper's own cells that claims are about, as `ClaimsRecipe.published` has them."""
+    from trialign.reporting import published  # it reads tables, which the Snakefile does not
+
+    path = Path(cast(str, experiment.published))
+    named = {name for claim in found for name in claim.artifacts}
+    cells: dict[str, dict[str, dict[str, str]]] = {}
+    for (name, lineage, heading), value in published.read(path, experiment).items():
+        key = _headings(experiment, name).get(heading)
+        if name in named and key:
+            cells.setdefault(name, {}).setdefault(lineage, {})[key] = value
+    for (name, lineage), rate in published.learning_rates(path, experiment).items():
+        if name in named:
+            cells.setdefault(name, {}).setdefault(lineage, {})["learning_rate"] = rate
+    return cells
+
+
+def _headings(experiment: Experiment, name: str) -> dict[str, str]:
+    """Return heading -> benchmarks, joined by a space, of a table; where it is not here, of the benchmarks alone."""
+    found = {item.label: key for key, item in experiment.benchmarks.items()}
+    for spec in getattr(experiment.artifacts.get(name), "columns", ()):
+        if isinstance(spec, ColumnSpec) and spec.items == "all" and spec.metric is None:
+            found[spec.label] = " ".join(_benchmarks(spec))
+    return found

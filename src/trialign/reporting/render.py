@@ -113,15 +113,16 @@ def _shown(layout: Layout, pattern: str) -> pd.DataFrame:
 
 
 def _markdown(layout: Layout, artifact: Artifact) -> str:
-    frame = _shown(layout, "{} ± {}").map(_escape_markdown)
-    frame.columns = [_escape_markdown(heading) for heading in frame.columns]
+    frame = _shown(layout, "{} ± {}").map(escape_markdown)
+    frame.columns = [escape_markdown(heading) for heading in frame.columns]
     sides = ["right" if layout.right_aligned(i) else "left" for i in range(len(frame.columns))]
     table = frame.to_markdown(index=False, disable_numparse=True, colalign=sides)
     notice = [f"> {artifact.notice}"] if artifact.notice else []
     return "\n\n".join([f"# {artifact.title}", *notice, artifact.caption, table, _legend(layout)]).rstrip() + "\n"
 
 
-def _escape_markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
+    """Return a text that Markdown prints as it is."""
     return re.sub(r"([\\`*_\[\]<>|~])", r"\\\1", text)
 
 
@@ -136,15 +137,15 @@ def _legend(layout: Layout) -> str:
 def _tex(layout: Layout, artifact: Artifact) -> str:
     shown = _shown(layout, "{} ± {}")
     wide = sum(max(map(len, [heading, *shown[heading]])) + 1 for heading in shown) > _COLUMN_CHARACTERS
-    cells = shown.map(_escape_tex)
-    cells.columns = [_escape_tex(heading) for heading in cells.columns]
+    cells = shown.map(escape_tex)
+    cells.columns = [escape_tex(heading) for heading in cells.columns]
     if layout.numbers:
         cells = cells.replace({r"(?<=\d) \$\\pm\$ (.*)": r" {\\scriptsize $\\pm$ \1}"}, regex=True)
         cells.iloc[-1, 0] = r"\midrule n"  # a rule may open the first cell of a row
     columns = "".join("r" if layout.right_aligned(i) else "l" for i in range(len(cells.columns)))
     tabular = cells.style.hide(axis="index").to_latex(hrules=True, column_format=columns)
     environment = "table*" if wide else "table"
-    caption = " ".join(_escape_tex(part) for part in (artifact.caption, _legend(layout), artifact.notice) if part)
+    caption = " ".join(escape_tex(part) for part in (artifact.caption, _legend(layout), artifact.notice) if part)
     return "\n".join(
         [
             f"% {artifact.title}. Needs \\usepackage{{booktabs,graphicx}}.",
@@ -160,7 +161,8 @@ def _tex(layout: Layout, artifact: Artifact) -> str:
     )
 
 
-def _escape_tex(text: str) -> str:
+def escape_tex(text: str) -> str:
+    """Return a text that LaTeX prints as it is."""
     return text.translate(_TEX)
 
 

@@ -73,7 +73,7 @@ def _row(recipe: ClaimsRecipe, claim: Claim, found: Finding, check: Check) -> di
 
 
 def _shortest(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.6g}"
+    return "" if math.isnan(value) else f"{value + 0.0:.6g}"  # no -0
 
 
 def _measured(row: pd.Series) -> str:
@@ -103,10 +103,8 @@ def _counts(frame: pd.DataFrame, recipe: ClaimsRecipe) -> str:
     text = f"Of {len(frame)} claims: {told}."
     if recipe.published is not None:
         against = Counter(frame["published_verdict"])
-        text += (
-            f" By the paper's own tables: {against[FOLLOWS]} follow, {against[FOLLOWS_NOT]} do not, {against[NOT_STATED]}"
-            " are not in the tables."
-        )
+        counts = f"{against[FOLLOWS]} follow, {against[FOLLOWS_NOT]} do not, {against[NOT_STATED]} are not in them"
+        text += f" By the paper's own tables: {counts}."
     return text
 
 

@@ -200,9 +200,5 @@ def number(value: Fraction | None) -> str:
 
 def _shape(lineage: Lineage) -> tuple[str, str, frozenset[str]]:
     """Return what settings of one stage have in common: parent, method and which parameters are spelled."""
-    last = lineage.last
-    return (
-        str(lineage.parent),
-        last.name if last else "",
-        frozenset(key for key, _ in last.params) if last else frozenset(),
-    )
+    name, params = (lineage.last.name, lineage.last.params) if lineage.last else ("", ())
+    return str(lineage.parent), name, frozenset(key for key, _ in params)

@@ -27,9 +27,9 @@ COLUMNS = (
 )  # fmt: skip
 DASH = "–"
 LEGEND = (
-    "Difference: of the comparison that decides, with its 95% interval, p of no difference (Holm-corrected for the "
-    "claim's comparisons) and the number of items. Supported: the whole interval is on the claim's side; contradicted: "
-    "wholly on the other. %: of the highest score."
+    "Difference: of the comparison that decides, with its 95% interval; p: of no difference, Holm-corrected for the "
+    "claim's comparisons; n: items. Supported: the whole interval is on the claim's side; contradicted: wholly on the "
+    "other; of several comparisons p is at most 0.05 as well. %: of the highest score."
 )
 LEGEND_PUBLISHED = "Tables give: what the cells of the paper's own tables give for the claim."
 

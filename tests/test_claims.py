@@ -121,8 +121,9 @@ def test_claims_never_add_a_run(overlays: tuple[str, ...]) -> None:
 
 def test_what_stands_for_a_lineage_must_be_named_by_a_claim(tmp_path: Path) -> None:
     experiment = config.load_files([*CONFIGS, Path("config/demo.yaml")])
-    rate = next(claim for claim in study.artifact_recipe(experiment, "claims").claims if claim.id == "rate-diverges")
-    assert rate.a == ("mistral+tpo@alpha=1@beta=0.1@learning_rate=0.012",)
+    names = study.artifact_recipe(experiment, "claims").names
+    rate = "mistral+tpo@alpha=1@beta=0.1@learning_rate"
+    assert (names[f"{rate}=2e-5"], names["mistral+dpo"]) == (f"{rate}=0.012", "mistral+dpo@beta=0.1")
     overlay = tmp_path / "other.yaml"
     overlay.write_text("artifacts: {claims: {instead: {mistral+tpo@alpha=7: mistral+tpo}}}\n")
     with pytest.raises(UserError, match=r"instead: no claim of paper/claims.csv names 'mistral.tpo@alpha=7'"):

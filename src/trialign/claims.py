@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -76,6 +76,15 @@ class Claim(BaseModel):
     def of_grid(self) -> bool:
         """Whether it is about all points of a figure."""
         return self.kind == "larger effect" or GRID in (*self.a, *self.b)
+
+    def renamed(self, names: Mapping[str, str]) -> Claim:
+        """Return the claim with other names of some lineages."""
+        a, b = (tuple(names.get(name, name) for name in side) for side in (self.a, self.b))
+        return self.model_copy(update={"a": a, "b": b})
+
+    def grid(self, figures: Mapping[str, dict[str, dict[str, str]]]) -> dict[str, dict[str, str]]:
+        """Return the points of its figure, alpha -> beta -> lineage; none where it is about no figure of these."""
+        return next((figures[name] for name in self.artifacts if self.of_grid and name in figures), {})
 
     def comparisons(self, points: Sequence[str] = ()) -> list[Comparison]:
         """Return what it compares, column by column. points: the lineages that `grid` stands for."""

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
-from trialign.claims import Claim
 from trialign.settings import (
     AnswerSettings,
     ChatRules,
@@ -299,22 +298,23 @@ class FactsRecipe(Artifact):
 
 
 class ClaimsRecipe(Artifact):
-    """The claims of a paper and their verdicts. Input: `results`, of the lineages that the claims compare.
+    """The claims of a paper and their verdicts.
 
-    `claims` name this experiment's lineages. `columns`: by benchmark. `wholes`: benchmark -> its highest score, which a
-    claim's `%` is of. `grids[claim][alpha][beta]`: a lineage, for claims about a figure. `lacking`: claim -> why it is
-    not run. `published[artifact][lineage][benchmarks]`: the paper's own cells, as printed, of a benchmark or the mean
-    of several (joined by a space), or of a training setting; None: this experiment is not compared with the paper.
+    Inputs: `results`, of the lineages that the claims compare; `claims`, their file; `published`, the paper's numbers,
+    where the experiment is compared with them. `names`: lineage, as the files spell it -> this experiment's, where that
+    is another text. `columns`: by benchmark. `wholes`: benchmark -> its highest score, which a claim's `%` is of.
+    `figures[name][alpha][beta]`: a lineage. `lacking`: claim -> why it is not run. `headings[table][heading]`: the
+    benchmarks, joined by a space, of a published table's columns that are not called as their benchmark.
     """
 
     step: Literal["claims"] = "claims"
     version: Literal[1] = 1
-    claims: tuple[Claim, ...]
+    names: dict[str, str]
     columns: dict[str, Column]
     wholes: dict[str, float]
-    grids: dict[str, dict[str, dict[str, str]]]
+    figures: dict[str, dict[str, dict[str, str]]]
     lacking: dict[str, str]
-    published: dict[str, dict[str, dict[str, str]]] | None
+    headings: dict[str, dict[str, str]]
 
 
 class ResultsRecipe(Recipe):

@@ -730,38 +730,34 @@ def _facts_recipe(experiment: Experiment, artifact: FactsArtifact, common: dict[
 
 def _claims(experiment: Experiment, artifact: ClaimsArtifact) -> list[claims.Claim]:
     """Return the claims with this experiment's lineages, canonical where it has their models and stages."""
+    found = claims.read(Path(artifact.file))
+    names = _names(experiment, artifact, [text for claim in found for text in claim.lineages])
+    return [claim.renamed(names) for claim in found]
 
-    def here(text: str) -> str:
-        text = artifact.instead.get(text, text)
-        return text if text == claims.GRID or experiment.lacks(text) else str(experiment.lineage(text))
 
-    return [
-        claim
-        if claim.kind == "larger effect"
-        else claim.model_copy(update={"a": tuple(map(here, claim.a)), "b": tuple(map(here, claim.b))})
-        for claim in claims.read(Path(artifact.file))
-    ]
+def _names(experiment: Experiment, artifact: ClaimsArtifact, texts: Iterable[str]) -> dict[str, str]:
+    """Return lineage, as a file spells it -> this experiment's, where that is another text."""
+    stands = {text: artifact.instead.get(text, text) for text in texts}
+    names = {text: str(experiment.lineage(other)) for text, other in stands.items() if not experiment.lacks(other)}
+    return {text: name for text, name in names.items() if text != name}
 
 
 def _claimed(experiment: Experiment, artifact: ClaimsArtifact) -> list[tuple[str, str]]:
     """Return (lineage, benchmark) of all claims that are run, each once."""
     found = _claims(experiment, artifact)
-    grids = {claim.id: _claim_grid(experiment, claim) for claim in found}
-    return list(
-        dict.fromkeys(
-            (lineage, name)
-            for claim in found
-            if not _lacking(experiment, claim, grids[claim.id])
-            for lineage in _compared(claim, grids[claim.id])
-            for name in claim.benchmarks
-        )
-    )
+    figures = _figures(experiment, found)
+    needed: dict[tuple[str, str], None] = {}
+    for claim in found:
+        grid = claim.grid(figures)
+        if not _lacking(experiment, claim, grid):
+            needed |= {(lineage, name): None for lineage in _compared(claim, grid) for name in claim.benchmarks}
+    return list(needed)
 
 
-def _claim_grid(experiment: Experiment, claim: claims.Claim) -> dict[str, dict[str, str]]:
-    """Return the points of the figure that a claim is about, alpha -> beta -> lineage; none where it is not here."""
-    figures = [experiment.artifacts.get(name) for name in claim.artifacts] if claim.of_grid else []
-    return next((_grid_cells(experiment, item) for item in figures if isinstance(item, GridArtifact)), {})
+def _figures(experiment: Experiment, found: Sequence[claims.Claim]) -> dict[str, dict[str, dict[str, str]]]:
+    """Return the points of the figures that claims are about: figure -> alpha -> beta -> lineage."""
+    named = {name: experiment.artifacts.get(name) for claim in found if claim.of_grid for name in claim.artifacts}
+    return {name: _grid_cells(experiment, item) for name, item in named.items() if isinstance(item, GridArtifact)}
 
 
 def _grid_cells(experiment: Experiment, artifact: GridArtifact) -> dict[str, dict[str, str]]:
@@ -786,6 +782,8 @@ def _lacking(experiment: Experiment, claim: claims.Claim, grid: dict[str, dict[s
             return f"{reason} in this experiment"
     if claim.of_grid and not grid:
         return f"no figure over alpha and beta is called {' or '.join(claim.artifacts)} here"
+    if claim.of_grid and claim.kind != "larger effect" and not claim.comparisons(_compared(claim, grid)):
+        return "the figure has no other point"
     if claim.kind == "larger effect" and (len(grid) < 2 or len(next(iter(grid.values()))) < 2):
         return "the figure has a single value of alpha or of beta"
     asked = _asked(experiment)
@@ -801,42 +799,34 @@ def _lacking(experiment: Experiment, claim: claims.Claim, grid: dict[str, dict[s
 
 def _claims_recipe(experiment: Experiment, artifact: ClaimsArtifact, common: dict[str, object]) -> recipes.ClaimsRecipe:
     found = _claims(experiment, artifact)
-    grids = {claim.id: _claim_grid(experiment, claim) for claim in found if claim.of_grid}
-    reasons = {claim.id: _lacking(experiment, claim, grids.get(claim.id, {})) for claim in found}
+    figures = _figures(experiment, found)
+    reasons = {claim.id: _lacking(experiment, claim, claim.grid(figures)) for claim in found}
+    named = {name: experiment.artifacts.get(name) for claim in found for name in claim.artifacts}
     used = benchmarks(artifact)
     judged = {name for name, item in experiment.benchmarks.items() if isinstance(item, JudgedBenchmark)}
     return recipes.ClaimsRecipe(
         **common,
-        claims=tuple(found),
+        names=_names(experiment, artifact, _named_lineages(experiment, artifact)),
         columns={name: column(experiment, name) for name in experiment.benchmarks if name in used},
-        wholes={name: HIGHEST_SCORE if name in judged else 100.0 for name in used},
-        grids=grids,
+        wholes={name: HIGHEST_SCORE if name in judged else 100.0 for name in sorted(used)},
+        figures=figures,
         lacking={name: reason for name, reason in reasons.items() if reason},
-        published=_published_cells(experiment, found) if experiment.published else None,
+        headings={name: _headings(item) for name, item in named.items() if _headings(item)},
     )
 
 
-def _published_cells(experiment: Experiment, found: list[claims.Claim]) -> dict[str, dict[str, dict[str, str]]]:
-    """Return the paper's own cells that claims are about, as `ClaimsRecipe.published` has them."""
-    from trialign.reporting import published  # it reads tables, which the Snakefile does not
+def _named_lineages(experiment: Experiment, artifact: ClaimsArtifact) -> list[str]:
+    """Return the lineages that the claims and the published values name, as they spell them."""
+    texts = [text for claim in claims.read(Path(artifact.file)) for text in claim.lineages]
+    if experiment.published:
+        from trialign.reporting import published  # it prints tables: not for every start of the Snakefile
 
-    path = Path(cast(str, experiment.published))
-    named = {name for claim in found for name in claim.artifacts}
-    cells: dict[str, dict[str, dict[str, str]]] = {}
-    for (name, lineage, heading), value in published.read(path, experiment).items():
-        key = _headings(experiment, name).get(heading)
-        if name in named and key:
-            cells.setdefault(name, {}).setdefault(lineage, {})[key] = value
-    for (name, lineage), rate in published.learning_rates(path, experiment).items():
-        if name in named:
-            cells.setdefault(name, {}).setdefault(lineage, {})["learning_rate"] = rate
-    return cells
+        texts += [row["lineage"] for row in published.cells(Path(experiment.published))]
+    return texts
 
 
-def _headings(experiment: Experiment, name: str) -> dict[str, str]:
-    """Return heading -> benchmarks, joined by a space, of a table; where it is not here, of the benchmarks alone."""
-    found = {item.label: key for key, item in experiment.benchmarks.items()}
-    for spec in getattr(experiment.artifacts.get(name), "columns", ()):
-        if isinstance(spec, ColumnSpec) and spec.items == "all" and spec.metric is None:
-            found[spec.label] = " ".join(_benchmarks(spec))
-    return found
+def _headings(artifact: AnyArtifact | None) -> dict[str, str]:
+    """Return heading -> benchmarks, joined by a space, of a table's columns that have a heading of their own."""
+    columns = artifact.columns if isinstance(artifact, TableArtifact) else ()
+    specs = [spec for spec in columns if isinstance(spec, ColumnSpec)]
+    return {spec.label: " ".join(_benchmarks(spec)) for spec in specs if spec.items == "all" and spec.metric is None}

@@ -17,14 +17,14 @@ from scipy import stats
 
 from trialign import config
 from trialign import study as studies
-from trialign.claims import Claim
+from trialign.claims import HEADINGS, Claim, read
 from trialign.diverged import write as mark
-from trialign.recipes import ClaimsRecipe, Column
+from trialign.recipes import ClaimsRecipe, Column, parse
 from trialign.reporting.claims import COLUMNS, claims
 from trialign.reporting.claims_published import prints_as
+from trialign.steps import Step
 
-PAPER_FILES = [Path("config/config.yaml")]
-VALUES = Path("paper/published_values.csv")
+FILE, VALUES = Path("paper/claims.csv"), Path("paper/published_values.csv")
 ARC = Column(label="ARC", benchmark="arc", metric="acc_norm", scale=100)
 MMLU = Column(label="MMLU", benchmark="mmlu", metric="acc", scale=100)
 BENCH = Column(label="MT-Bench", benchmark="mtbench", metric="score")
@@ -33,29 +33,59 @@ TPO, SFT, DPO = "mistral+tpo@alpha=1@beta=0.1", "mistral+sft", "mistral+sft+dpo@
 
 def claim(kind: str = "difference", a: str = TPO, b: str = SFT, column: str = "arc", **more: Any) -> Claim:
     columns = tuple((name,) for name in column.split())
-    fields: dict[str, Any] = {"stated": "", "unit": "", "artifacts": (), "quote": "", "id": "one"}
+    fields: dict[str, Any] = {"stated": "", "unit": "", "artifacts": ("figure2",), "quote": "", "id": "one"}
     fields |= {"claim": "A is above B.", "source": "Abstract", "kind": kind, "columns": columns}
     return Claim.model_validate(fields | {"a": tuple(a.split()), "b": tuple(b.split())} | more)
 
 
-def recipe_of(*asked: Claim, seeds: Sequence[int] = (1,), **more: Any) -> ClaimsRecipe:
-    fields: dict[str, Any] = {"grids": {}, "lacking": {}, "published": None}
+Figures = dict[str, dict[str, dict[str, str]]]
+
+
+def recipe_of(seeds: Sequence[int] = (1,), figures: Figures | None = None, **lacking: str) -> ClaimsRecipe:
     return ClaimsRecipe(
         name="claims",
         title="Claims",
         caption="What is claimed.",
         notice="Invented.",
         seeds=tuple(seeds),
-        claims=asked,
+        names={"mistral+sft+dpo": DPO},
         columns={"arc": ARC, "mmlu": MMLU, "mtbench": BENCH},
         wholes={"arc": 100, "mmlu": 100, "mtbench": 10},
-        **(fields | more),
+        figures=figures or {},
+        lacking=lacking,
+        headings={},
     )
+
+
+def made(study: Study, asked: Sequence[Claim], recipe: ClaimsRecipe, published: str = "", name: str = "out") -> Path:
+    """Run the step on a file with these claims, and with these published cells."""
+    file = study.root / f"{name}.csv"
+    with file.open("w", encoding="utf-8", newline="") as opened:
+        writer = csv.DictWriter(opened, HEADINGS)
+        writer.writeheader()
+        writer.writerows(map(written, asked))
+    out, inputs = study.root / name, {"results": tuple(study.folders), "claims": (file,)}
+    if published:
+        (study.root / "published.csv").write_text(f"artifact,lineage,column,value\n{published}")
+        inputs["published"] = (study.root / "published.csv",)
+    out.mkdir()
+    claims(Step(parse(recipe.canonical()), inputs, out, study.root))
+    return out
+
+
+def written(item: Claim) -> dict[str, str]:
+    """Return a claim as its row of a file."""
+    row = item.model_dump() | {key: " ".join(getattr(item, key)) for key in ("a", "b", "artifacts")}
+    (columns,) = [row.pop("columns")]
+    return row | {"column": " ".join(name for members in columns for name in members)}
 
 
 def judged(study: Study, *asked: Claim, **more: Any) -> list[dict[str, str]]:
     """Run the step and return the rows of its csv."""
-    out = study.run(claims, recipe_of(*asked, **more))
+    return rows_of(made(study, asked, recipe_of(**more)))
+
+
+def rows_of(out: Path) -> list[dict[str, str]]:
     with (out / "claims.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -205,7 +235,7 @@ def test_which_parameter_has_the_larger_effect(
     grid = fill_grid(study, score, seeds)
     effect = claim("larger effect", "alpha", "beta", "mtbench")
     swapped = effect.model_copy(update={"a": effect.b, "b": effect.a, "id": "two"})
-    one, two = judged(study, effect, swapped, grids={"one": grid, "two": grid}, seeds=seeds)
+    one, two = judged(study, effect, swapped, figures={"figure2": grid}, seeds=seeds)
     assert one["verdict"] == verdict
     assert float(one["difference"]) == pytest.approx(-float(two["difference"]))
     spread = np.std([score(a, 0) for a in ALPHAS], ddof=1) - np.std([score(0, b) for b in BETAS], ddof=1)
@@ -216,7 +246,7 @@ def test_which_parameter_has_the_larger_effect(
 def test_a_grid_with_a_hole_decides_nothing(study: Study) -> None:
     grid = fill_grid(study, lambda a, b: 5 + 2 * a)
     mark(study.folders[3], {"step": 1})
-    (row,) = judged(study, claim("larger effect", "alpha", "beta", "mtbench"), grids={"one": grid})
+    (row,) = judged(study, claim("larger effect", "alpha", "beta", "mtbench"), figures={"figure2": grid})
     assert row["verdict"] == "not resolved" and "1 of 6 points have no score" in row["note"] and row["low"] == ""
 
 
@@ -226,7 +256,7 @@ def test_a_claim_about_all_points_of_a_figure(study: Study) -> None:
         study,
         claim("best", TPO, "grid", "mtbench"),
         claim("best", "mistral+tpo@alpha=0.5@beta=0.2", "grid", "mtbench", id="two"),
-        grids={"one": grid, "two": grid},
+        figures={"figure2": grid},
     )
     assert best["verdict"] == "supported" and "Of 5 comparisons 5 supported" in best["note"] and best["b"] == "grid"
     assert other["verdict"] == "contradicted" and float(other["difference"]) == pytest.approx(-4, abs=0.2)
@@ -278,7 +308,7 @@ def test_whether_a_run_diverges(study: Study, lost: tuple[int, ...], k: int, ver
 
 def test_what_was_not_run_says_why(study: Study) -> None:
     study.suite(TPO, block(100, 0))
-    (row,) = judged(study, claim(), lacking={"one": "no other artifact asks for ARC of mistral+sft"})
+    (row,) = judged(study, claim(), one="no other artifact asks for ARC of mistral+sft")
     assert (row["verdict"], row["note"]) == ("not run", "No other artifact asks for ARC of mistral+sft.")
     assert row["difference"] == row["low"] == row["p"] == row["n"] == ""
 
@@ -290,7 +320,7 @@ def test_no_number_of_the_paper_where_it_is_not_compared(study: Study) -> None:
     study.suite(TPO, block(120, 0))
     study.suite(SFT, block(60, 0))
     told = {"quote": "by 4.9731%", "stated": "4.9731", "unit": "%"}
-    out = study.run(claims, recipe_of(claim(**told)), "alone")
+    out = made(study, [claim(**told)], recipe_of(), name="alone")
     frame = pd.read_csv(out / "claims.csv", dtype=str)
     assert tuple(frame.columns) == COLUMNS
     empty = ["quote", "stated", "published", "published_verdict", "published_note"]
@@ -299,8 +329,8 @@ def test_no_number_of_the_paper_where_it_is_not_compared(study: Study) -> None:
         text = (out / f"claims.{form}").read_text()
         assert "4.9731" not in text and "A is above B." in text
         assert form == "csv" or ("Invented." in text and "supported" in text and "Tables give" not in text)
-    cells = {"table1": {TPO: {"arc": "61.34"}, SFT: {"arc": "60.41"}}}
-    compared = study.run(claims, recipe_of(claim(**told, artifacts=("table1",)), published=cells), "compared")
+    cells = f"table1,{TPO},ARC,61.34\ntable1,{SFT},ARC,60.41\n"
+    compared = made(study, [claim(**told, artifacts=("table1",))], recipe_of(), cells, "compared")
     for form in ("md", "tex", "html"):
         text = (compared / f"claims.{form}").read_text()
         assert "4.9731" in text and "Tables give" in text and "0.93" in text
@@ -310,7 +340,7 @@ def test_no_number_of_the_paper_where_it_is_not_compared(study: Study) -> None:
 def test_texts_are_escaped(study: Study) -> None:
     study.suite(TPO, block(120, 0))
     study.suite(SFT, block(60, 0))
-    out = study.run(claims, recipe_of(claim(claim="A <b> & 5% | of_it")))
+    out = made(study, [claim(claim="A <b> & 5% | of_it")], recipe_of())
     assert "A &lt;b&gt; &amp; 5% | of_it" in (out / "claims.html").read_text()
     assert r"A \<b\> & 5% \| of\_it" in (out / "claims.md").read_text()
     assert r"\& 5\% \textbar{} of\_it" in (out / "claims.tex").read_text()
@@ -326,13 +356,13 @@ def paper() -> dict[str, dict[str, str]]:
 
 def checked(values: Path) -> dict[str, dict[str, str]]:
     """Return claim -> its row, of the paper's claims, with nothing run."""
-    experiment = config.load_files(PAPER_FILES).model_copy(update={"published": str(values)})
+    experiment = config.load_files([Path("config/config.yaml")])
     recipe = studies.artifact_recipe(experiment, "claims")
-    lacking = {item.id: "nothing is run here" for item in recipe.claims}
+    lacking = {item.id: "nothing is run here" for item in read(FILE)}
     with tempfile.TemporaryDirectory() as folder:
-        out = Study(Path(folder)).run(claims, recipe.model_copy(update={"lacking": lacking}))
-        with (out / "claims.csv").open(encoding="utf-8", newline="") as file:
-            return {row["id"]: row for row in csv.DictReader(file)}
+        inputs = {"results": (), "claims": (FILE,), "published": (values,)}
+        claims(Step(recipe.model_copy(update={"lacking": lacking}), inputs, Path(folder), Path(folder)))
+        return {row["id"]: row for row in rows_of(Path(folder))}
 
 
 def changed(tmp_path: Path, artifact: str, lineage: str, column: str, value: str) -> dict[str, dict[str, str]]:

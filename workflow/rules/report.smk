@@ -82,6 +82,8 @@ rule claims:
         results=lambda wildcards: study.results(
             experiment, [experiment.artifacts[wildcards.claims]]
         ),
+        claims=lambda wildcards: experiment.artifacts[wildcards.claims].file,
+        published=experiment.published or [],
     output:
         csv="<results>/{claims}.csv",
         md="<results>/{claims}.md",
@@ -104,9 +106,7 @@ rule claims:
     params:
         recipe=recipe(study.artifact_recipe, "claims"),
         root=ROOT,
-        results=lambda wildcards, input: [
-            f"results={folder}" for folder in input.results
-        ],
+        results=named_claims,
         title=lambda wildcards: experiment.artifacts[wildcards.claims].title,
         caption=lambda wildcards: experiment.artifacts[wildcards.claims].caption,
         notice=experiment.notice,

@@ -15,8 +15,9 @@ import pandas as pd
 from trialign import pages
 from trialign.claims import Claim
 from trialign.recipes import ClaimsRecipe
-from trialign.reporting.claims_measured import VERDICTS, Finding, Judge, label
+from trialign.reporting.claims_measured import VERDICTS, Finding, Judge
 from trialign.reporting.claims_published import FOLLOWS, FOLLOWS_NOT, NOT_STATED, Check, Published
+from trialign.reporting.claims_read import Claimed, read
 from trialign.reporting.gather import Measurements
 from trialign.reporting.render import escape_markdown, escape_tex
 from trialign.steps import Step
@@ -35,21 +36,26 @@ LEGEND_PUBLISHED = "Tables give: what the cells of the paper's own tables give f
 
 
 def claims(step: Step[ClaimsRecipe]) -> dict[str, Any]:
-    """Write the claims with their verdicts. Input: `results`. UserError where compared runs have no item in common."""
-    recipe = step.recipe
-    judge = Judge(recipe, Measurements.of(step))
-    published = Published(recipe) if recipe.published is not None else None
-    found = [(claim, judge.finding(claim), published.check(claim) if published else Check()) for claim in recipe.claims]
-    frame = pd.DataFrame([_row(recipe, *item) for item in found], columns=list(COLUMNS), dtype=object)
+    """Write the claims with their verdicts. Inputs: `results`, `claims`, and `published` where it
+    is compared. UserError where compared runs have no item in common."""
+    recipe, claimed = step.recipe, read(step)
+    judge = Judge(claimed, Measurements.of(step))
+    published = Published(claimed, claimed.published) if claimed.published is not None else None
+    rows = [
+        _row(claimed, claim, judge.finding(claim), published.check(claim) if published else Check())
+        for claim in claimed.claims
+    ]
+    frame = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
     frame.to_csv(step.out / f"{recipe.name}.csv", index=False)
+    compared = published is not None
     for suffix, text in (("md", _markdown), ("tex", _tex), ("html", _html)):
-        (step.out / f"{recipe.name}.{suffix}").write_text(text(frame, recipe), encoding="utf-8")
+        (step.out / f"{recipe.name}.{suffix}").write_text(text(frame, recipe, compared), encoding="utf-8")
     return {"claims": len(frame), **Counter(frame["verdict"])}
 
 
-def _row(recipe: ClaimsRecipe, claim: Claim, found: Finding, check: Check) -> dict[str, Any]:
-    compared = recipe.published is not None
-    columns = claim.columns[0] if claim.kind == "orders" else [label(recipe, column) for column in claim.columns]
+def _row(claimed: Claimed, claim: Claim, found: Finding, check: Check) -> dict[str, Any]:
+    compared = claimed.published is not None
+    columns = claim.columns[0] if claim.kind == "orders" else [claimed.label(column) for column in claim.columns]
     numbers = {name: _shortest(getattr(found, name)) for name in ("difference", "low", "high", "p", "p_holm")}
     return {
         "id": claim.id,
@@ -96,23 +102,23 @@ def _stated(row: pd.Series) -> str:
     return f"{row['stated']}{unit}" if row["stated"] else DASH
 
 
-def _counts(frame: pd.DataFrame, recipe: ClaimsRecipe) -> str:
+def _counts(frame: pd.DataFrame, compared: bool) -> str:
     """Return how many claims have each verdict, in words."""
     verdicts = Counter(frame["verdict"])
     told = ", ".join(f"{verdicts[name]} {name}" for name in VERDICTS)
     text = f"Of {len(frame)} claims: {told}."
-    if recipe.published is not None:
+    if compared:
         against = Counter(frame["published_verdict"])
         counts = f"{against[FOLLOWS]} follow, {against[FOLLOWS_NOT]} do not, {against[NOT_STATED]} are not in them"
         text += f" By the paper's own tables: {counts}."
     return text
 
 
-def _legend(recipe: ClaimsRecipe) -> str:
-    return LEGEND if recipe.published is None else f"{LEGEND} {LEGEND_PUBLISHED}"
+def _legend(compared: bool) -> str:
+    return f"{LEGEND} {LEGEND_PUBLISHED}" if compared else LEGEND
 
 
-def _shown(frame: pd.DataFrame, recipe: ClaimsRecipe) -> pd.DataFrame:
+def _shown(frame: pd.DataFrame, compared: bool) -> pd.DataFrame:
     """Return the table of Markdown and LaTeX: one row for each claim."""
     shown = pd.DataFrame(
         {
@@ -123,32 +129,34 @@ def _shown(frame: pd.DataFrame, recipe: ClaimsRecipe) -> pd.DataFrame:
             "n": frame["n"].map(str).replace("", DASH),
         }
     )
-    if recipe.published is not None:
+    if compared:
         shown["Stated"] = frame.apply(_stated, axis=1)
         shown["Tables give"] = frame["published"].replace("", DASH)
         shown["Follows"] = frame["published_verdict"]
     return shown
 
 
-def _markdown(frame: pd.DataFrame, recipe: ClaimsRecipe) -> str:
-    shown = _shown(frame, recipe)
+def _markdown(frame: pd.DataFrame, recipe: ClaimsRecipe, compared: bool) -> str:
+    shown = _shown(frame, compared)
     shown["Note"] = (frame["note"] + " " + frame["published_note"]).str.strip()
     table = shown.map(escape_markdown).to_markdown(index=False, disable_numparse=True)
     notice = [f"> {recipe.notice}"] if recipe.notice else []
-    parts = [f"# {recipe.title}", *notice, recipe.caption, _counts(frame, recipe), table, _legend(recipe)]
+    parts = [f"# {recipe.title}", *notice, recipe.caption, _counts(frame, compared), table, _legend(compared)]
     return "\n\n".join(parts) + "\n"
 
 
-def _tex(frame: pd.DataFrame, recipe: ClaimsRecipe) -> str:
-    shown = _shown(frame, recipe).map(escape_tex)
+def _tex(frame: pd.DataFrame, recipe: ClaimsRecipe, compared: bool) -> str:
+    shown = _shown(frame, compared).map(escape_tex)
     shown.columns = [escape_tex(heading) for heading in shown.columns]
     widths = (
         r"p{0.38\linewidth}p{0.1\linewidth}p{0.16\linewidth}rr"
-        if recipe.published is None
+        if not compared
         else (r"p{0.3\linewidth}p{0.09\linewidth}p{0.13\linewidth}rrrrp{0.08\linewidth}")
     )
     caption = " ".join(
-        escape_tex(part) for part in (recipe.caption, _counts(frame, recipe), _legend(recipe), recipe.notice) if part
+        escape_tex(part)
+        for part in (recipe.caption, _counts(frame, compared), _legend(compared), recipe.notice)
+        if part
     )
     table = shown.style.hide(axis="index").to_latex(
         hrules=True, environment="longtable", column_format=widths, caption=caption, label=f"tab:{recipe.name}"
@@ -157,7 +165,7 @@ def _tex(frame: pd.DataFrame, recipe: ClaimsRecipe) -> str:
     return f"{head}\n{{\\scriptsize\n{table}}}\n"
 
 
-def _html(frame: pd.DataFrame, recipe: ClaimsRecipe) -> str:
+def _html(frame: pd.DataFrame, recipe: ClaimsRecipe, compared: bool) -> str:
     rows = [
         {**row, "measured": _measured(row), "p_shown": _p(row), "stated_shown": _stated(row)}
         for _, row in frame.iterrows()
@@ -166,8 +174,8 @@ def _html(frame: pd.DataFrame, recipe: ClaimsRecipe) -> str:
         "reporting/claims.html.jinja",
         artifact=recipe,
         rows=rows,
-        counts=_counts(frame, recipe),
-        legend=_legend(recipe),
-        compared=recipe.published is not None,
+        counts=_counts(frame, compared),
+        legend=_legend(compared),
+        compared=compared,
         dash=DASH,
     )

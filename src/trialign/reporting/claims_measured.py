@@ -14,8 +14,9 @@ import numpy as np
 from scipy import stats
 
 from trialign.claims import Claim, Comparison
-from trialign.recipes import ClaimsRecipe, Column
+from trialign.recipes import Column
 from trialign.reporting import pairs, statistics
+from trialign.reporting.claims_read import Claimed
 from trialign.reporting.gather import Measurements
 from trialign.reporting.statistics import Difference, Floats, Stratum
 
@@ -43,29 +44,29 @@ class Finding(NamedTuple):
 
 
 class Judge:
-    """Judges the claims of a recipe on its results."""
+    """Judges claims on what was measured."""
 
-    def __init__(self, recipe: ClaimsRecipe, measured: Measurements) -> None:
+    def __init__(self, claimed: Claimed, measured: Measurements) -> None:
         """Take the differences of all lineages that claims compare: once for each column, for a resample is of all."""
-        self._recipe, self._measured = recipe, measured
+        self._claimed, self._measured = claimed, measured
         self._differences: dict[tuple[str, ...], dict[tuple[str, str], Difference]] = {}
         compared: dict[tuple[str, ...], dict[str, None]] = {}
-        for claim in recipe.claims:
-            if claim.id not in recipe.lacking and claim.kind != "larger effect":
-                for a, b, column in claim.comparisons(points_of(recipe, claim)):
+        for claim in claimed.claims:
+            if claim.id not in claimed.lacking and claim.kind != "larger effect":
+                for a, b, column in claim.comparisons(claimed.points(claim)):
                     compared.setdefault(column, {}).update({a: None, b: None})
         for column, lineages in compared.items():
-            found = pairs.differences(measured, self.column(column), list(lineages), recipe.seeds)
+            found = pairs.differences(measured, self.column(column), list(lineages), claimed.seeds)
             self._differences[column] = dict(zip(combinations(lineages, 2), found, strict=True))
 
     def column(self, members: Sequence[str]) -> Column:
         """Return the column of a benchmark, or of the mean of several."""
-        parts = tuple(self._recipe.columns[name] for name in members)
-        return parts[0] if len(parts) == 1 else Column(label=label(self._recipe, members), mean_of=parts)
+        parts = tuple(self._claimed.columns[name] for name in members)
+        return parts[0] if len(parts) == 1 else Column(label=self._claimed.label(members), mean_of=parts)
 
     def finding(self, claim: Claim) -> Finding:
         """Return the verdict on a claim. UserError where lineages that it compares have no item in common."""
-        if reason := self._recipe.lacking.get(claim.id):
+        if reason := self._claimed.lacking.get(claim.id):
             return Finding(NOT_RUN, _sentence(reason))
         if claim.kind == "larger effect":
             return self._effect(claim)
@@ -84,8 +85,8 @@ class Judge:
         )
 
     def _compared(self, claim: Claim) -> Finding:
-        compared = claim.comparisons(points_of(self._recipe, claim))
-        found = [self._difference(item, factor(self._recipe, claim, item.column)) for item in compared]
+        compared = claim.comparisons(self._claimed.points(claim))
+        found = [self._difference(item, self._claimed.factor(claim, item.column)) for item in compared]
         several = len(found) > 1
         adjusted = statistics.holm([item.p for item in found]) if several else [found[0].p]
         verdicts = [
@@ -113,7 +114,7 @@ class Judge:
         counts = [f"{verdicts.count(name)} {name}" for name in VERDICTS if name in verdicts]
         a, b, column = compared[i]
         yield f"of {len(compared)} comparisons {', '.join(counts)}"
-        yield f"shown: {a} over {b} on {label(self._recipe, column)}"
+        yield f"shown: {a} over {b} on {self._claimed.label(column)}"
         if claim.kind == "any":
             yield "it is chosen from many, so its difference is too large on average"
 
@@ -123,14 +124,14 @@ class Judge:
             lineage: value.missing
             for a, b, column in compared
             for lineage in (a, b)
-            if not (value := self._measured.value(self.column(column), lineage, self._recipe.seeds)).scored
+            if not (value := self._measured.value(self.column(column), lineage, self._claimed.seeds)).scored
         }
         for lineage, reason in without.items():
             yield f"no score of {lineage} ({reason}), so it is not compared"
 
     def _size(self, claim: Claim, found: Difference) -> Iterable[str]:
         """Yield whether a stated size is in the interval, where the experiment is compared with the paper."""
-        if self._recipe.published is None or not claim.stated or math.isnan(found.low):
+        if self._claimed.published is None or not claim.stated or math.isnan(found.low):
             return
         inside = found.low <= float(claim.stated) <= found.high
         yield f"the stated {claim.stated} is {'inside' if inside else 'outside'} the interval"
@@ -138,7 +139,7 @@ class Judge:
     def _diverges(self, claim: Claim) -> Finding:
         (comparison,) = claim.comparisons()
         a, b, members = comparison
-        column, seeds = self.column(members), self._recipe.seeds
+        column, seeds = self.column(members), self._claimed.seeds
         scored = {
             lineage: [self._measured.value(column, lineage, (seed,)).scored for seed in seeds] for lineage in (a, b)
         }
@@ -148,22 +149,22 @@ class Judge:
         if lost:
             told = f"{lost} of {runs} runs ended when the loss ceased to be finite"
             return Finding(SUPPORTED if lost == runs else UNRESOLVED, _sentence(told))
-        found = self._difference(comparison, factor(self._recipe, claim, members))
+        found = self._difference(comparison, self._claimed.factor(claim, members))
         below = found.high < 0
         told = f"it trained to the end, and scores {'below' if below else 'not clearly below'} {b}"
         numbers = (found.difference, found.low, found.high, found.p, found.p, found.n)
         return Finding(UNRESOLVED if below else CONTRADICTED, _sentence(told), *numbers)
 
     def _effect(self, claim: Claim) -> Finding:
-        grid, column = self._recipe.grids[claim.id], self.column(claim.columns[0])
-        points, seeds = points_of(self._recipe, claim), self._recipe.seeds
+        grid, column = self._claimed.grids[claim.id], self.column(claim.columns[0])
+        points, seeds = self._claimed.points(claim), self._claimed.seeds
         if lost := [name for name in points if not self._measured.value(column, name, seeds).scored]:
             told = f"{len(lost)} of {len(points)} points have no score, {lost[0]} first, so the grid is not whole"
             return Finding(UNRESOLVED, _sentence(told))
         strata = pairs.strata(self._measured, column, points, seeds)
         shape = (len(grid), len(next(iter(grid.values()))))
         d, low, high, p = effect(strata, shape, claim.a[0] == "alpha")
-        many = factor(self._recipe, claim, claim.columns[0])
+        many = self._claimed.factor(claim, claim.columns[0])
         told = f"shown: standard deviation of the means over {claim.a[0]}, less that over {claim.b[0]}"
         n = int(sum(stratum.sizes.sum() for stratum in strata))
         return Finding(verdict(low, high), _sentence(told), d * many, low * many, high * many, p, p, n)
@@ -204,22 +205,6 @@ def verdict(low: float, high: float, p: float = 0.0) -> str:
     if p > ALPHA or math.isnan(p):
         return UNRESOLVED
     return SUPPORTED if low > 0 else CONTRADICTED if high < 0 else UNRESOLVED
-
-
-def points_of(recipe: ClaimsRecipe, claim: Claim) -> list[str]:
-    """Return the lineages of the figure that a claim is about, alpha by alpha; none for other claims."""
-    return [lineage for row in recipe.grids.get(claim.id, {}).values() for lineage in row.values()]
-
-
-def factor(recipe: ClaimsRecipe, claim: Claim, members: Sequence[str]) -> float:
-    """Return what turns a difference on a column into the claim's units: `%` is of the column's highest score."""
-    return 100 / recipe.wholes[members[0]] if claim.unit == "%" else 1.0
-
-
-def label(recipe: ClaimsRecipe, members: Sequence[str]) -> str:
-    """Return the heading of a column."""
-    names = [recipe.columns[name].label for name in members]
-    return names[0] if len(names) == 1 else f"mean of {', '.join(names)}"
 
 
 def _ratio(found: Difference) -> float:

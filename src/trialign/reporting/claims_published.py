@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 from trialign.claims import GRID, Claim, Comparison
 from trialign.lineage import Lineage, spell
-from trialign.recipes import ClaimsRecipe
-from trialign.reporting.claims_measured import factor, label, points_of
+from trialign.reporting.claims_read import Cells, Claimed
 
 FOLLOWS, FOLLOWS_NOT, NOT_STATED = "follows", "does not follow", "not stated in tables"
 
@@ -28,13 +27,11 @@ class Check(NamedTuple):
 
 
 class Published:
-    """The paper's tables, as a recipe has them."""
+    """The paper's tables, and the claims that they are held against."""
 
-    def __init__(self, recipe: ClaimsRecipe) -> None:
-        """Take the cells. ValueError where the experiment is not compared with the paper."""
-        if recipe.published is None:
-            raise ValueError(f"{recipe.name} is not compared with published values")
-        self._recipe, self._cells = recipe, recipe.published
+    def __init__(self, claimed: Claimed, cells: Cells) -> None:
+        """Take the cells of the tables, as `Claimed.published` has them."""
+        self._claimed, self._cells = claimed, cells
 
     def check(self, claim: Claim) -> Check:
         """Return what the tables say of a claim."""
@@ -66,17 +63,17 @@ class Published:
         first, second = self._value(claim, a, column), self._value(claim, b, column)
         if first is None or second is None:
             return None
-        return (first - second) * Fraction(factor(self._recipe, claim, column))
+        return (first - second) * Fraction(self._claimed.factor(claim, column))
 
     def _compared(self, claim: Claim) -> Check:
-        compared = claim.comparisons(points_of(self._recipe, claim) or (GRID,))
+        compared = claim.comparisons(self._claimed.points(claim) or (GRID,))
         found = {item: value for item in compared if (value := self._difference(claim, item)) is not None}
         if not found:
             return Check("", NOT_STATED)
         known, whole = list(found), len(found) == len(compared)
 
         def strength(i: int) -> Fraction:
-            size = found[known[i]] / Fraction(self._recipe.wholes[known[i].column[0]])
+            size = found[known[i]] / Fraction(self._claimed.wholes[known[i].column[0]])
             return -abs(size) if claim.kind == "same" else size
 
         if claim.kind == "most" and not whole:
@@ -102,7 +99,7 @@ class Published:
             yield f"{len(behind)} of {of} comparisons are against it."
         for a, b, column in behind[:3]:
             first, second = self._value(claim, a, column), self._value(claim, b, column)
-            yield f"{label(self._recipe, column)}: {a} {number(first)}, {b} {number(second)}."
+            yield f"{self._claimed.label(column)}: {a} {number(first)}, {b} {number(second)}."
 
     def _sides(self, claim: Claim, item: Comparison, value: Fraction) -> str:
         a, b, column = item
@@ -118,7 +115,7 @@ class Published:
         first, second = self._printed(claim, a, column), self._printed(claim, b, column)
         if first is None or second is None or not claim.stated:
             return
-        printed = (first - second) * Fraction(factor(self._recipe, claim, column))
+        printed = (first - second) * Fraction(self._claimed.factor(claim, column))
         if not prints_as(value, f"{float(printed):.2f}"):
             yield f"The printed averages give {number(printed)}."
         for lineage, average in ((a, first), (b, second)):
@@ -134,7 +131,7 @@ class Published:
             if value is not None:
                 fits = "gives it" if prints_as(value, claim.stated) else "does not give it either"
                 yield f"With {lineage} it is {number(value)}, which {fits}."
-        for other in self._recipe.claims:
+        for other in self._claimed.claims:
             if other.kind != "difference" or other.columns != claim.columns or (other.a, other.b) == (claim.a, claim.b):
                 continue
             pair = other.comparisons()[0]
@@ -153,7 +150,7 @@ class Published:
         """Yield the other reading of a percentage, a share of b, where it gives what is stated."""
         a, b, column = item
         first, second = self._value(claim, a, column), self._value(claim, b, column)
-        if claim.unit == "%" and first is not None and second and self._recipe.wholes[column[0]] != 100:
+        if claim.unit == "%" and first is not None and second and self._claimed.wholes[column[0]] != 100:
             share = 100 * (first - second) / second
             fits = "gives it" if prints_as(share, claim.stated) else "does not give it either"
             yield f"As a share of {b}'s score it is {number(share)} %, which {fits}."

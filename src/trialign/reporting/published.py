@@ -43,33 +43,21 @@ class Line(NamedTuple):
 
 
 def read(path: Path, experiment: Experiment) -> dict[tuple[str, str, str], str]:
-    """Return (artifact, lineage, column) -> the published value, as it is printed, of lineages that are here.
-
-    UserError for any other file.
-    """
+    """Return (artifact, lineage, column) -> the published value, as it is printed. UserError for any other file."""
     return {
-        (row["artifact"], str(experiment.lineage(row["lineage"])), row["column"]): row["value"]
-        for row in _rows(path, experiment)
+        (row["artifact"], str(experiment.lineage(row["lineage"])), row["column"]): row["value"] for row in cells(path)
     }
 
 
-def learning_rates(path: Path, experiment: Experiment) -> dict[tuple[str, str], str]:
-    """Return (artifact, lineage) -> the published learning rate, where a table states one."""
-    return {
-        (row["artifact"], str(experiment.lineage(row["lineage"]))): row["lr"]
-        for row in _rows(path, experiment)
-        if row.get("lr")
-    }
-
-
-def _rows(path: Path, experiment: Experiment) -> list[dict[str, str]]:
+def cells(path: Path) -> list[dict[str, str]]:
+    """Return the published cells of lineages, as the file has them. UserError for any other file."""
     if not path.is_file():
         raise UserError(f"config: published: {path} does not exist; name the file with the published values")
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows or not {"artifact", "lineage", "column", "value"} <= rows[0].keys():
         raise UserError(f"{path}: it needs the columns artifact, lineage, column and value")
-    return [row for row in rows if row["lineage"] and not experiment.lacks(row["lineage"])]
+    return [row for row in rows if row["lineage"]]
 
 
 def beside(root: Path, name: str, published: Mapping[tuple[str, str, str], str]) -> tuple[list[str], list[Line]]:

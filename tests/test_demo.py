@@ -17,7 +17,7 @@ from trialign import config, study
 pytestmark = pytest.mark.demo
 
 EXPERIMENT = config.load_files([Path("config/config.yaml"), Path("config/demo.yaml")])
-TABLES = [name for name, artifact in EXPERIMENT.artifacts.items() if artifact.kind not in config.FIGURES]
+TABLES = [name for name, artifact in EXPERIMENT.artifacts.items() if artifact.kind in ("table", "pivot", "facts")]
 FIGURES = [name for name, artifact in EXPERIMENT.artifacts.items() if artifact.kind in config.FIGURES]
 ACCURACIES = ["arc", "truthfulqa", "winogrande", "hellaswag", "mmlu", "causal", "sports", "formal", "openbookqa"]
 FOUR, TWO = ("arc", "hellaswag", "mmlu", "openbookqa"), ("winogrande", "causal", "sports", "formal")  # choices
@@ -43,6 +43,18 @@ def test_tables_hold_a_number_in_every_cell(demo: Path, name: str) -> None:
     for form in ("md", "tex", "html"):
         text = (demo / f"{name}.{form}").read_text()
         assert "tiny models on a generated world" in text  # every artifact says that it is the demo
+
+
+def test_every_claim_has_a_verdict_and_no_number_of_the_paper(demo: Path) -> None:
+    rows = pd.read_csv(demo / "claims.csv").set_index("id")
+    assert len(rows) > 50 and set(rows["verdict"]) <= {"supported", "contradicted", "not resolved", "not run"}
+    assert list(rows.index[rows["verdict"] == "not run"]) == ["rate-orders"], "the rest is what the demo measures"
+    assert rows[["quote", "stated", "published", "published_verdict", "published_note"]].isna().all().all()
+    one = rows[rows["verdict"].isin(["supported", "contradicted"])]
+    assert ((one["low"] > 0) == (one["verdict"] == "supported")).all()
+    table = pd.read_csv(demo / "table1.csv").set_index("Align")["Average"]
+    assert rows.loc["average-orpo", "difference"] == pytest.approx(table["TPO (α=1, β=0.1)"] - table["ORPO"], abs=0.011)
+    assert "tiny models on a generated world" in (demo / "claims.html").read_text()
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
-from trialign import methods
+from trialign import claims, methods
 from trialign.assumptions import Expectations, Hardware, Shape
 from trialign.errors import UserError, nearest
 from trialign.evaluation import tasks
@@ -179,6 +179,16 @@ class FactsArtifact(ArtifactSpec):
     lineage: str = Field(description="the lineage whose results give the item counts")
 
 
+class ClaimsArtifact(ArtifactSpec):
+    """What a paper says of its results, each claim with its verdict. It asks for no runs of its own."""
+
+    kind: Literal["claims"] = "claims"
+    file: str = Field(description="the claims (docs/claims.md)")
+    instead: dict[str, str] = Field(
+        default={}, description="lineage of the file -> the lineage that stands for it in this experiment"
+    )
+
+
 AnyArtifact = Annotated[
     TableArtifact
     | PivotArtifact
@@ -187,7 +197,8 @@ AnyArtifact = Annotated[
     | ForestArtifact
     | CurvesArtifact
     | DistributionsArtifact
-    | FactsArtifact,
+    | FactsArtifact
+    | ClaimsArtifact,
     Field(discriminator="kind"),
 ]
 FIGURES = ("grid", "heatmap", "forest", "curves", "distributions")  # the kinds of artifacts that are pictures
@@ -274,6 +285,14 @@ class Experiment(Settings):
     def lineage(self, text: str) -> Lineage:
         """Return the canonical lineage: UserError where a model, stage, parameter or value does not exist."""
         return _canonical_lineage(self, text)
+
+    def lacks(self, text: str) -> str:
+        """Return which model or stage of a lineage is not in this experiment; empty where all are."""
+        lineage = Lineage.parse(text)
+        if lineage.base not in self.models:
+            return f"there is no model '{lineage.base}'"
+        missing = [stage.name for stage in lineage.stages if stage.name not in self.stages]
+        return f"there is no stage '{missing[0]}'" if missing else ""
 
     def _parsed(self, text: str) -> Lineage:
         lineage = Lineage.parse(text)
@@ -656,6 +675,8 @@ def _check_artifact(experiment: Experiment, artifact: Any) -> None:
         case FactsArtifact():
             lineages = [artifact.lineage]
             _check_columns(experiment, artifact.benchmarks)
+        case ClaimsArtifact():
+            return _check_claims(experiment, artifact)
     if splits_items(artifact) and not any(experiment.lineage(text).stages for text in lineages):
         raise UserError("columns: seen or unseen items are asked for, but no lineage here is trained on any data")
     seen: dict[str, str] = {}
@@ -684,6 +705,30 @@ def _check_data(experiment: Experiment, artifact: DistributionsArtifact) -> None
             raise UserError(f"data: '{name}' is there twice: leave one")
     if artifact.model is not None and artifact.model not in experiment.models:
         raise UserError(f"model: {_unknown('model', artifact.model, experiment.models)}")
+
+
+def _check_claims(experiment: Experiment, artifact: ClaimsArtifact) -> None:
+    """Raise UserError where a claim does not fit. A model or stage that is not here is none: the claim is not run."""
+    found = claims.read(Path(artifact.file))
+    for claim in found:
+        where = f"{artifact.file}: claim '{claim.id}'"
+        for name in claim.benchmarks if claim.kind != "orders" else ():
+            if name not in experiment.benchmarks:
+                raise UserError(f"{where}: column: {_unknown('benchmark', name, experiment.benchmarks)}")
+        for members in claim.columns if claim.kind != "orders" else ():
+            if len({experiment.benchmarks[name].kind for name in members}) > 1:
+                raise UserError(f"{where}: column: it is a mean of accuracies and judged scores: take one kind")
+        for text in claim.lineages:
+            if not experiment.lacks(text):
+                try:
+                    experiment.lineage(text)
+                except UserError as error:
+                    raise UserError(f"{where}: {error}") from None
+    named = list(dict.fromkeys(text for claim in found for text in claim.lineages))
+    for text, other in artifact.instead.items():
+        if text not in named:
+            raise UserError(f"instead: no claim of {artifact.file} names '{text}'{nearest(text, named)}")
+        experiment.lineage(other)
 
 
 def splits_items(artifact: AnyArtifact) -> bool:

@@ -386,6 +386,26 @@ class FactsRecipe(Artifact):
     benchmarks: tuple[str, ...]
 
 
+class ClaimsRecipe(Artifact):
+    """The claims of a paper and their verdicts.
+
+    Inputs: `results`, of the lineages that the claims compare; `claims`, their file; `published`, the paper's numbers,
+    where the experiment is compared with them. `names`: lineage, as the files spell it -> this experiment's, where that
+    is another text. `columns`: by benchmark. `wholes`: benchmark -> its highest score, which a claim's `%` is of.
+    `figures[name][alpha][beta]`: a lineage. `lacking`: claim -> why it is not run. `headings[table][heading]`: the
+    benchmarks, joined by a space, of a published table's columns that are not called as their benchmark.
+    """
+
+    step: Literal["claims"] = "claims"
+    version: Literal[1] = 1
+    names: dict[str, str]
+    columns: dict[str, Column]
+    wholes: dict[str, float]
+    figures: dict[str, dict[str, dict[str, str]]]
+    lacking: dict[str, str]
+    headings: dict[str, dict[str, str]]
+
+
 class ResultsRecipe(Recipe):
     """The tidy `results.csv`: everything that the artifacts measured. Input: `results`."""
 
@@ -452,6 +472,7 @@ AnyRecipe = Annotated[
     | CurvesRecipe
     | DistributionsRecipe
     | FactsRecipe
+    | ClaimsRecipe
     | ResultsRecipe
     | IndexRecipe,
     Field(discriminator="step"),

@@ -59,6 +59,7 @@ FUNCTIONS = {
     "table": "trialign.reporting.tables:table",
     "pivot": "trialign.reporting.tables:pivot",
     "facts": "trialign.reporting.tables:facts",
+    "claims": "trialign.reporting.claims:claims",
     "grid": "trialign.reporting.grids:grid",
     "heatmap": "trialign.reporting.grids:heatmap",
     "forest": "trialign.reporting.forest:forest",

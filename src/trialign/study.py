@@ -14,10 +14,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar, cast
 
-from trialign import lock, methods, paths, recipes
+from trialign import claims, lock, methods, paths, recipes
 from trialign.config import (
     FIGURES,
     AnyArtifact,
+    ClaimsArtifact,
     ColumnSpec,
     CurvesArtifact,
     DistributionsArtifact,
@@ -51,9 +52,10 @@ from trialign.settings import (
 
 # the rules, which are targets without a folder
 RULES = (
-    "all", "answer", "choose", "downloads", "evaluate", "facts", "fetch", "figure", "import_model", "index", "judge",
-    "overlap", "prepare", "pretrain", "reference", "results", "table", "tokenizer", "tokens", "train", "world",
+    "all", "answer", "choose", "claims", "downloads", "evaluate", "facts", "fetch", "figure", "import_model", "index",
+    "judge", "overlap", "prepare", "pretrain", "reference", "results", "table", "tokenizer", "tokens", "train", "world",
 )  # fmt: skip
+HIGHEST_SCORE = 10.0  # of a judge
 SHARES = ("acc", "acc_norm", "exact_match", "f1")  # the harness's metrics that tables show in percent
 S = TypeVar("S", bound=Settings)
 
@@ -151,8 +153,10 @@ def _write_json(path: Path, value: object) -> None:
 
 
 def lineages(experiment: Experiment, artifact: AnyArtifact) -> list[str]:
-    """Return the canonical lineages of an artifact's rows, each once, in order."""
+    """Return the canonical lineages of an artifact's rows, each once, in order; of claims, of those that are run."""
     match artifact:
+        case ClaimsArtifact():
+            return list(dict.fromkeys(lineage for lineage, _ in _claimed(experiment, artifact)))
         case TableArtifact() | CurvesArtifact():
             texts = list(artifact.rows)
         case ForestArtifact():
@@ -183,6 +187,9 @@ def benchmarks(artifact: AnyArtifact) -> set[str]:
             specs = artifact.benchmarks
         case CurvesArtifact() | DistributionsArtifact():
             specs = ()
+        case ClaimsArtifact():
+            found = claims.read(Path(artifact.file))
+            specs = [name for claim in found if claim.kind != "orders" for name in claim.benchmarks]
         case _:
             specs = artifact.columns
     return {name for spec in specs for name in _benchmarks(spec)}
@@ -193,9 +200,9 @@ def results(experiment: Experiment, artifacts: Iterable[AnyArtifact]) -> list[st
     found = [
         suite_path(experiment, lineage, seed, suite)
         for artifact in artifacts
-        for lineage in lineages(experiment, artifact)
+        for lineage, needed in _needs(experiment, artifact)
         for seed in experiment.seeds
-        for suite in suites(experiment, artifact)
+        for suite in needed
     ]
     return list(dict.fromkeys(found))
 
@@ -228,6 +235,14 @@ def index_inputs(experiment: Experiment) -> dict[str, list[str]]:
             *(fill(experiment, paths.TOKENS, model=model, data=data) for model, data in dict.fromkeys(own)),
         ],
     }
+
+
+def _needs(experiment: Experiment, artifact: AnyArtifact) -> list[tuple[str, list[str]]]:
+    """Return (lineage, the suites that an artifact needs of it)."""
+    if isinstance(artifact, ClaimsArtifact):
+        return [(lineage, [experiment.benchmarks[name].suite]) for lineage, name in _claimed(experiment, artifact)]
+    needed = suites(experiment, artifact)
+    return [(lineage, needed) for lineage in lineages(experiment, artifact)]
 
 
 def datasets(experiment: Experiment, artifact: AnyArtifact) -> list[str]:
@@ -358,6 +373,8 @@ def _asked(experiment: Experiment) -> dict[str, set[str]]:
     """Return lineage -> the benchmarks that the artifacts ask of it: once, for the DAG asks for each of its jobs."""
     asked: dict[str, set[str]] = {}
     for artifact in experiment.artifacts.values():
+        if isinstance(artifact, ClaimsArtifact):  # it asks for nothing: it reads what the others ask for
+            continue
         for lineage in lineages(experiment, artifact):
             asked.setdefault(lineage, set()).update(benchmarks(artifact))
     return asked
@@ -656,15 +673,10 @@ def artifact_recipe(experiment: Experiment, name: str) -> recipes.Artifact:
                 published=published.of_artifact(experiment, name),
             )
         case GridArtifact():
-            grid = iter(grid_lineages(artifact))
-            cells = {
-                spell(alpha): {spell(beta): str(experiment.lineage(next(grid))) for beta in artifact.beta}
-                for alpha in artifact.alpha
-            }
             kind = recipes.HeatmapRecipe if isinstance(artifact, HeatmapArtifact) else recipes.GridRecipe
             return kind(
                 **common,
-                cells=cells,
+                cells=_grid_cells(experiment, artifact),
                 columns=tuple(column(experiment, spec) for spec in artifact.columns),
                 baseline=str(experiment.lineage(artifact.baseline)),
                 baseline_label=_label(experiment, experiment.lineage(artifact.baseline)),
@@ -687,6 +699,8 @@ def artifact_recipe(experiment: Experiment, name: str) -> recipes.Artifact:
             return recipes.DistributionsRecipe(**common, data=artifact.data, tokenizer=label)
         case FactsArtifact():
             return _facts_recipe(experiment, artifact, common)
+        case ClaimsArtifact():
+            return _claims_recipe(experiment, artifact, common)
 
 
 def results_recipe(experiment: Experiment) -> recipes.ResultsRecipe:
@@ -858,3 +872,110 @@ def _facts_recipe(experiment: Experiment, artifact: FactsArtifact, common: dict[
             }
         )
     return recipes.FactsRecipe(**common, columns=tuple(rows[0]), rows=tuple(rows), benchmarks=artifact.benchmarks)
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+def _claims(experiment: Experiment, artifact: ClaimsArtifact) -> list[claims.Claim]:
+    """Return the claims with this experiment's lineages, canonical where it has their models and stages."""
+    found = claims.read(Path(artifact.file))
+    names = _names(experiment, artifact, [text for claim in found for text in claim.lineages])
+    return [claim.renamed(names) for claim in found]
+
+
+def _names(experiment: Experiment, artifact: ClaimsArtifact, texts: Iterable[str]) -> dict[str, str]:
+    """Return lineage, as a file spells it -> this experiment's, where that is another text."""
+    stands = {text: artifact.instead.get(text, text) for text in texts}
+    names = {text: str(experiment.lineage(other)) for text, other in stands.items() if not experiment.lacks(other)}
+    return {text: name for text, name in names.items() if text != name}
+
+
+def _claimed(experiment: Experiment, artifact: ClaimsArtifact) -> list[tuple[str, str]]:
+    """Return (lineage, benchmark) of all claims that are run, each once."""
+    found = _claims(experiment, artifact)
+    figures = _figures(experiment, found)
+    needed: dict[tuple[str, str], None] = {}
+    for claim in found:
+        grid = claim.grid(figures)
+        if not _lacking(experiment, claim, grid):
+            needed |= {(lineage, name): None for lineage in _compared(claim, grid) for name in claim.benchmarks}
+    return list(needed)
+
+
+def _figures(experiment: Experiment, found: Sequence[claims.Claim]) -> dict[str, dict[str, dict[str, str]]]:
+    """Return the points of the figures that claims are about: figure -> alpha -> beta -> lineage."""
+    named = {name: experiment.artifacts.get(name) for claim in found if claim.of_grid for name in claim.artifacts}
+    return {name: _grid_cells(experiment, item) for name, item in named.items() if isinstance(item, GridArtifact)}
+
+
+def _grid_cells(experiment: Experiment, artifact: GridArtifact) -> dict[str, dict[str, str]]:
+    grid = iter(grid_lineages(artifact))
+    return {
+        spell(alpha): {spell(beta): str(experiment.lineage(next(grid))) for beta in artifact.beta}
+        for alpha in artifact.alpha
+    }
+
+
+def _compared(claim: claims.Claim, grid: dict[str, dict[str, str]]) -> list[str]:
+    """Return the lineages of a claim, those of its figure included."""
+    return list(dict.fromkeys([*claim.lineages, *(lineage for row in grid.values() for lineage in row.values())]))
+
+
+def _lacking(experiment: Experiment, claim: claims.Claim, grid: dict[str, dict[str, str]]) -> str:
+    """Return why a claim is not run; empty where it is."""
+    if claim.kind == "orders":
+        return "it is about the paper's settings: nothing is measured"
+    for lineage in claim.lineages:
+        if reason := experiment.lacks(lineage):
+            return f"{reason} in this experiment"
+    if claim.of_grid and not grid:
+        return f"no figure over alpha and beta is called {' or '.join(claim.artifacts)} here"
+    if claim.of_grid and claim.kind != "larger effect" and not claim.comparisons(_compared(claim, grid)):
+        return "the figure has no other point"
+    if claim.kind == "larger effect" and (len(grid) < 2 or len(next(iter(grid.values()))) < 2):
+        return "the figure has a single value of alpha or of beta"
+    asked = _asked(experiment)
+    lacking = [
+        f"{experiment.benchmarks[name].label} of {lineage}"
+        for lineage in _compared(claim, grid)
+        for name in claim.benchmarks
+        if name not in asked.get(lineage, ())
+    ]
+    more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+    return f"no other artifact asks for {lacking[0]}{more}" if lacking else ""
+
+
+def _claims_recipe(experiment: Experiment, artifact: ClaimsArtifact, common: dict[str, object]) -> recipes.ClaimsRecipe:
+    found = _claims(experiment, artifact)
+    figures = _figures(experiment, found)
+    reasons = {claim.id: _lacking(experiment, claim, claim.grid(figures)) for claim in found}
+    named = {name: experiment.artifacts.get(name) for claim in found for name in claim.artifacts}
+    used = benchmarks(artifact)
+    judged = {name for name, item in experiment.benchmarks.items() if isinstance(item, JudgedBenchmark)}
+    return recipes.ClaimsRecipe(
+        **common,
+        names=_names(experiment, artifact, _named_lineages(experiment, artifact)),
+        columns={name: column(experiment, name) for name in experiment.benchmarks if name in used},
+        wholes={name: HIGHEST_SCORE if name in judged else 100.0 for name in sorted(used)},
+        figures=figures,
+        lacking={name: reason for name, reason in reasons.items() if reason},
+        headings={name: _headings(item) for name, item in named.items() if _headings(item)},
+    )
+
+
+def _named_lineages(experiment: Experiment, artifact: ClaimsArtifact) -> list[str]:
+    """Return the lineages that the claims and the published values name, as they spell them."""
+    texts = [text for claim in claims.read(Path(artifact.file)) for text in claim.lineages]
+    if experiment.published:
+        from trialign.reporting import published  # it prints tables: not for every start of the Snakefile
+
+        texts += [row["lineage"] for row in published.cells(Path(experiment.published))]
+    return texts
+
+
+def _headings(artifact: AnyArtifact | None) -> dict[str, str]:
+    """Return heading -> benchmarks, joined by a space, of a table's columns that have a heading of their own."""
+    columns = artifact.columns if isinstance(artifact, TableArtifact) else ()
+    specs = [spec for spec in columns if isinstance(spec, ColumnSpec)]
+    return {spec.label: " ".join(_benchmarks(spec)) for spec in specs if spec.items == "all" and spec.metric is None}

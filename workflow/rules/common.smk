@@ -273,6 +273,15 @@ def named_of_figure(inputs):
 
 
 @signed
+def named_claims(wildcards, input):
+    """The claims step's inputs, as name=path."""
+    files = [f"claims={input.claims}"]
+    if input.published:
+        files.append(f"published={input.published}")
+    return [f"results={folder}" for folder in input.results] + files
+
+
+@signed
 def suite_inputs(wildcards):
     """What must exist before a suite's data is there."""
     benchmarks = study.benchmarks_of(experiment, wildcards.suite, wildcards.lineage)

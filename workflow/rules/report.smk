@@ -124,6 +124,44 @@ rule figure:
         " --root {params.root:q} --output {params.root:q} --log {log:q}"
 
 
+rule claims:
+    input:
+        results=lambda wildcards: study.results(
+            experiment, [experiment.artifacts[wildcards.claims]]
+        ),
+        claims=lambda wildcards: experiment.artifacts[wildcards.claims].file,
+        published=experiment.published or [],
+    output:
+        csv="<results>/{claims}.csv",
+        md="<results>/{claims}.md",
+        tex="<results>/{claims}.tex",
+        html=report(
+            "<results>/{claims}.html",
+            caption="../report/claims.rst",
+            category="Claims",
+            labels={"artifact": "{claims}"},
+        ),
+    log:
+        "<results>/logs/report/{claims}.log",
+    wildcard_constraints:
+        claims=of_kind("claims"),
+    conda:
+        ENVIRONMENT
+    threads: resources_of("claims").threads
+    resources:
+        **asks("claims"),
+    params:
+        recipe=recipe(study.artifact_recipe, "claims"),
+        root=ROOT,
+        results=named_claims,
+        title=lambda wildcards: experiment.artifacts[wildcards.claims].title,
+        caption=lambda wildcards: experiment.artifacts[wildcards.claims].caption,
+        notice=experiment.notice,
+    shell:
+        "trialign step {params.recipe:q} {params.results:q}"
+        " --root {params.root:q} --output {params.root:q} --log {log:q}"
+
+
 rule results:
     input:
         study.results(experiment, experiment.artifacts.values()),

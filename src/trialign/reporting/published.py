@@ -33,6 +33,11 @@ def read(path: Path) -> list[dict[str, str]]:
     return rows
 
 
+def cells(path: Path) -> list[dict[str, str]]:
+    """Return the rows that are cells of lineages. UserError as `read`."""
+    return [row for row in read(path) if row["lineage"]]
+
+
 def of_artifact(experiment: Experiment, artifact: str) -> tuple[Published, ...]:
     """Return the published numbers of an artifact, with their flags; none where the experiment is compared with none.
 

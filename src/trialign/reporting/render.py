@@ -176,17 +176,17 @@ def _filled(layout: Layout, escape: Callable[[str], str], form: Callable[[Shown]
 
 
 def _markdown(layout: Layout, artifact: Artifact) -> str:
-    frame = _filled(layout, _escape_markdown, _in_markdown)
+    frame = _filled(layout, escape_markdown, _in_markdown)
     sides = ["right" if layout.right_aligned(i) else "left" for i in range(len(frame.columns))]
     table = frame.to_markdown(index=False, disable_numparse=True, colalign=sides)
     notice = [f"> {artifact.notice}"] if artifact.notice else []
-    notes = "\n".join(f"- {_escape_markdown(note)}" for note in _notes(layout))
+    notes = "\n".join(f"- {escape_markdown(note)}" for note in _notes(layout))
     parts = [f"# {artifact.title}", *notice, artifact.caption, table, _legend(layout, artifact), notes]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _in_markdown(cell: Shown) -> str:
-    ours = f"{cell.number} {_escape_markdown(cell.interval)}".rstrip()
+    ours = f"{cell.number} {escape_markdown(cell.interval)}".rstrip()
     if not cell.published:
         return ours
     return f"{ours}<br>{_raised(cell)}" + (f" ({cell.difference})" if cell.difference else "")
@@ -197,7 +197,8 @@ def _raised(cell: Shown) -> str:
     return cell.published + (f"<sup>{cell.flags}</sup>" if cell.flags else "")
 
 
-def _escape_markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
+    """Return a text that Markdown prints as it is."""
     return re.sub(r"([\\`*_\[\]<>|~])", r"\\\1", text)
 
 
@@ -241,14 +242,14 @@ def _tex(layout: Layout, artifact: Artifact) -> str:
     widths = [max(map(len, column)) for column in zip(layout.texts, *layout.text_rows, strict=True)]
     widths += [max(column) for column in zip(map(len, layout.numbers), *lengths, strict=True)]
     wide = sum(width + 1 for width in widths) > _COLUMN_CHARACTERS
-    cells = _filled(layout, _escape_tex, _in_tex)
+    cells = _filled(layout, escape_tex, _in_tex)
     if layout.numbers:
         cells.iloc[-1, 0] = r"\midrule n"  # a rule may open the first cell of a row
     columns = "".join("r" if layout.right_aligned(i) else "l" for i in range(len(cells.columns)))
     tabular = cells.style.hide(axis="index").to_latex(hrules=True, column_format=columns)
     environment = "table*" if wide else "table"
     legend = _legend(layout, artifact)
-    caption = " ".join(_escape_tex(part) for part in (artifact.caption, legend, artifact.notice) if part)
+    caption = " ".join(escape_tex(part) for part in (artifact.caption, legend, artifact.notice) if part)
     return "\n".join(
         [
             f"% {artifact.title}. Needs \\usepackage{{booktabs,graphicx}}.",
@@ -267,16 +268,17 @@ def _tex(layout: Layout, artifact: Artifact) -> str:
 
 def _in_tex(cell: Shown) -> str:
     """Return a cell as LaTeX: with a published number two lines, no package needed."""
-    ours = _escape_tex(cell.number) + (rf" {{\scriptsize {cell.interval}}}" if cell.interval else "")
+    ours = escape_tex(cell.number) + (rf" {{\scriptsize {cell.interval}}}" if cell.interval else "")
     if not cell.published:
         return ours
     flags = rf"\textsuperscript{{{cell.flags}}}" if cell.flags else ""
-    difference = f" ({_escape_tex(cell.difference.replace('-', '−'))})" if cell.difference else ""
+    difference = f" ({escape_tex(cell.difference.replace('-', '−'))})" if cell.difference else ""
     second = rf"{{\scriptsize {cell.published}{flags}{difference}}}"
     return rf"\begin{{tabular}}[t]{{@{{}}r@{{}}}}{ours}\\{second}\end{{tabular}}"
 
 
-def _escape_tex(text: str) -> str:
+def escape_tex(text: str) -> str:
+    """Return a text that LaTeX prints as it is."""
     return text.translate(_TEX)
 
 

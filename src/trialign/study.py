@@ -121,9 +121,10 @@ def _owner(target: Path) -> str:
 
 
 def stamp(experiment: Experiment) -> None:
-    """Mark a results tree as this experiment's, and write down how its judges are reached now."""
+    """Mark a results tree as this experiment's; write down how its judges are reached and what trainings report to."""
     _write_json(Path(experiment.results_dir) / paths.STAMP, {"name": experiment.name})
     write_endpoints(experiment)
+    _write_json(Path(experiment.results_dir) / paths.SHARED / paths.TRACKING, list(experiment.tracking))
 
 
 def write_endpoints(experiment: Experiment) -> None:

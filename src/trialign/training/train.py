@@ -27,8 +27,8 @@ from trialign.errors import Again, UserError
 from trialign.methods import Method
 from trialign.recipes import TrainRecipe
 from trialign.steps import Step
-from trialign.training import distributed
-from trialign.training.callbacks import Diverged, Progress, newest_checkpoint
+from trialign.training import distributed, tracking
+from trialign.training.callbacks import Diverged, ProgressLines, newest_checkpoint
 from trialign.training.common import Made
 
 _TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja")
@@ -71,7 +71,8 @@ def train_here(step: Step[TrainRecipe]) -> dict[str, Any]:
     engine = importlib.import_module(f"trialign.training.{recipe.training.engine}")
     made: Made = engine.make(step, _smaller(step.scratch))
     trainer, number = made.trainer, made.rows["train"]
-    trainer.add_callback(Progress(made.tokens * recipe.training.batch / number))
+    trainer.add_callback(ProgressLines(made.tokens * recipe.training.batch / number, step.progress))
+    tracking.attach(trainer, step)
 
     # one answer for all: a node's view of a shared folder may be seconds old
     checkpoint = distributed.first_says(newest_checkpoint(step.scratch))

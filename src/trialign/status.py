@@ -99,7 +99,7 @@ def _described(row: Row) -> dict[str, Any]:
 
 def last_lines(log: Path) -> list[str]:
     """Return the last lines of a log; none where there is no log."""
-    return log.read_text(errors="replace").splitlines()[-LAST_LINES:] if log.is_file() else []
+    return log.read_text(errors="replace").rstrip().splitlines()[-LAST_LINES:] if log.is_file() else []
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------------

@@ -103,7 +103,8 @@ def _ended(row: Mapping[str, Any], now: float) -> Text:
     """Return what a person needs of a job that ended badly; the same as a running Snakemake's logger says."""
     when = f", {_ago(row['since'], now)} ago" if row["state"] == "failed" else f", {_where(row)}"
     far = _far(row["progress"], None)
-    lines = [f"✗ {row['what']}{when}" + (f": {row['said']}" if row["said"] else f": {far}" if far else "")]
+    why = row["said"].partition("\n")[0] or far
+    lines = [f"✗ {row['what']}{when}" + (f": {why}" if why else "")]
     if row["lines"]:
         lines += [f"  last lines of {row['log']}:", *(f"    {line}" for line in row["lines"])]
     if row["repeat"]:

@@ -136,9 +136,8 @@ def test_a_training_at_work_and_after_its_kill(study: Path, start: Callable[...,
     found = status(study, *more)
     (row,) = found["rows"]
     assert (row["what"], row["state"]) == (TRAIN, "interrupted") and row["progress"]["done"] >= told["done"]
-    assert (
-        row["lines"] == log.read_text().rstrip().splitlines()[-15:] and row["repeat"] == f"sh {log.with_suffix('.sh')}"
-    )
+    assert row["lines"] == log.read_text().rstrip().splitlines()[-15:]
+    assert row["repeat"] == f"sh {log.with_suffix('.sh')}"
     assert [stage["interrupted"] for stage in found["by_stage"] if stage["stage"] == "train tpo"] == [1]
     # another study of the same tree does not need it
     (note,) = status(study, f"{study}/data/world")["notes"]
@@ -158,9 +157,8 @@ def test_a_failed_job_shows_its_last_lines_until_it_was_repeated_with_success(
     log = study / f"logs/train/{TPO}/seed1.log"
     assert (row["what"], row["state"], row["host"]) == (TRAIN, "failed", None)
     assert "Parquet" in row["said"] and "ArrowInvalid" in row["lines"][-1]
-    assert (
-        row["lines"] == log.read_text().rstrip().splitlines()[-15:] and row["repeat"] == f"sh {log.with_suffix('.sh')}"
-    )
+    assert row["lines"] == log.read_text().rstrip().splitlines()[-15:]
+    assert row["repeat"] == f"sh {log.with_suffix('.sh')}"
     shown = text(study)
     assert f"✗ {TRAIN}, 0:00:" in shown and f"  repeat it alone: sh {log.with_suffix('.sh')}\n" in shown
     assert "".join(f"    {line}\n" for line in row["lines"]) in shown

@@ -39,6 +39,7 @@ include: "workflow/rules/report.smk"
 onstart:
     checked(preflight.check_workflow, experiment, workflow)
     checked(preflight.check_lock, experiment, workflow)
+    checked(preflight.check_tracking, experiment, workflow)
     stamp(experiment)
     controller.register(workflow.persistence._lockfile.values())
 

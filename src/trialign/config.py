@@ -275,6 +275,11 @@ class Experiment(Settings):
     judges: dict[JudgeName, Judge] = Field(default={}, description="who judges")
     artifacts: dict[Name, AnyArtifact] = Field(min_length=1, description="tables and figures")
     resources: RuleResources = Field(default=RuleResources(), description="what jobs ask of the scheduler")
+    tracking: tuple[Literal["tensorboard"], ...] = Field(
+        default=(),
+        description="what trainings report to besides their log, in <results>/tracking; no result depends on it; "
+        "tensorboard: pip install 'trialign[tensorboard]'",
+    )
     hardware: Hardware = Field(default=Hardware(), description="the machine that estimates are for")
     expect: Expectations = Field(default=Expectations(), description="what estimates assume until it is measured")
 

@@ -129,11 +129,12 @@ def _owner(target: Path) -> str:
 
 
 def stamp(experiment: Experiment) -> None:
-    """Mark a results tree as this experiment's; write down its config, and how its judges are reached now."""
+    """Mark a results tree as this experiment's; write down its config, its endpoints, what trainings report to."""
     root = Path(experiment.results_dir)
     _write_json(root / paths.STAMP, {"name": experiment.name})
     _write_json(root / paths.SHARED / paths.CONFIG, experiment.model_dump(mode="json"))
     write_endpoints(experiment)
+    _write_json(root / paths.SHARED / paths.TRACKING, list(experiment.tracking))
 
 
 def write_endpoints(experiment: Experiment) -> None:

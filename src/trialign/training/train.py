@@ -28,8 +28,8 @@ from trialign.errors import Again, UserError
 from trialign.methods import Method
 from trialign.recipes import TrainRecipe
 from trialign.steps import Step
-from trialign.training import distributed
-from trialign.training.callbacks import Diverged, Progress, newest_checkpoint
+from trialign.training import distributed, tracking
+from trialign.training.callbacks import Diverged, ProgressLines, newest_checkpoint
 from trialign.training.common import Made
 from trialign.training.examples import Examples
 
@@ -74,8 +74,9 @@ def train_here(step: Step[TrainRecipe]) -> dict[str, Any]:
     engine = importlib.import_module(f"trialign.training.{recipe.training.engine}")
     made: Made = engine.make(step, _smaller(step.scratch))
     trainer, number = made.trainer, made.rows["train"]
-    progress = Progress(made.tokens * recipe.training.batch / number)
-    trainer.add_callback(progress)
+    lines = ProgressLines(made.tokens * recipe.training.batch / number, step.progress)
+    trainer.add_callback(lines)
+    tracking.attach(trainer, step)
 
     # one answer for all: a node's view of a shared folder may be seconds old
     checkpoint = distributed.first_says(newest_checkpoint(step.scratch))
@@ -101,7 +102,7 @@ def train_here(step: Step[TrainRecipe]) -> dict[str, Any]:
         "steps": trainer.state.global_step,
         "tokens": round(made.tokens * trainer.state.epoch),
         "resumed_at": int(checkpoint.name.removeprefix("checkpoint-")) if checkpoint else None,
-        "first_step_after": progress.first_step_after,
+        "first_step_after": lines.first_step_after,
         "train_seconds": round(seconds, 3),
         "final": final,
         "reference": made.reference,

@@ -240,8 +240,8 @@ class _Export:
         identity = digest([versions, code, record["python"]])[:12]
         return self._add(SoftwareApplication(self.crate, f"#trialign-{identity}", told))
 
-    def _context(self, identifier: str, kind: str, **properties: Any) -> Entity:
-        return self._add(ContextEntity(self.crate, identifier, {"@type": kind, **properties}))
+    def _context(self, address: str, kind: str, /, **properties: Any) -> Entity:
+        return self._add(ContextEntity(self.crate, address, {"@type": kind, **properties}))
 
     def _add(self, entity: Entity) -> Entity:
         return self.crate.dereference(entity.id) or self.crate.add(entity)

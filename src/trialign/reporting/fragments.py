@@ -23,18 +23,16 @@ KEPT = ("class", "title", "href", "colspan", "rowspan", "scope", "data-value")  
 
 @dataclass(frozen=True)
 class Download:
-    """A file beside the page."""
+    """A file beside the page. label: its name less the artifact's."""
 
     name: str
-    form: str
-    bytes: int
+    label: str
 
 
 def downloads(files: Collection[Path]) -> list[Download]:
     """Return an artifact's files in the order of FORMS, others after them."""
-    order = {f".{form}": place for place, form in enumerate(FORMS)}
-    ordered = sorted(files, key=lambda file: (order.get(file.suffix, len(order)), file.name))
-    return [Download(file.name, file.suffix[1:], file.stat().st_size) for file in ordered]
+    found = [Download(file.name, file.name.partition(".")[2]) for file in files]
+    return sorted(found, key=lambda item: (FORMS.index(item.label) if item.label in FORMS else len(FORMS), item.label))
 
 
 def picture(files: Collection[Path]) -> str | None:
@@ -53,14 +51,14 @@ def data_uri(file: Path) -> str:
     return f"data:{MIME[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
-def tables(page: Path) -> tuple[list[Markup], str]:
-    """Return the tables of an artifact's page, and its legend.
+def tables(page: Path) -> tuple[list[Markup], list[str]]:
+    """Return the tables of an artifact's page, and what is said below them: its legend and its notes.
 
     They lose ids, styles and scripts; columns of numbers get the class `number`; a last row of counts goes into a foot.
     """
     tree = html.document_fromstring(page.read_text(encoding="utf-8"))
-    legend = " ".join(part.text_content().strip() for part in tree.find_class("legend"))
-    return [_table(table) for table in tree.iter("table")], legend
+    notes = [*tree.find_class("legend"), *tree.xpath("//*[@class='notes']/li")]
+    return [_table(table) for table in tree.iter("table")], [" ".join(note.text_content().split()) for note in notes]
 
 
 def _table(table: html.HtmlElement) -> Markup:
@@ -102,7 +100,7 @@ def number_columns(rows: list[list[str]]) -> list[int]:
 
 def claims(files: Collection[Path]) -> list[dict[str, str]]:
     """Return the rows of an artifact's csv if they are claims with verdicts; none for any other artifact."""
-    table = next((file for file in files if file.suffix == ".csv"), None)
+    table = next((file for file in files if file.name.partition(".")[2] == "csv"), None)
     if table is None or not {"claim", "verdict"} <= set(pd.read_csv(table, nrows=0).columns):
         return []
     return pd.read_csv(table, dtype=str, keep_default_na=False).to_dict("records")

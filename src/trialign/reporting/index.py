@@ -35,7 +35,7 @@ class Shown:
     downloads: Sequence[fragments.Download]
     picture: str | None
     tables: Sequence[Markup]
-    legend: str
+    notes: Sequence[str]
     claims: Sequence[Mapping[str, str]]
 
     @property
@@ -118,15 +118,15 @@ def pretty(value: Any) -> str:
 def _by_artifact(recipe: IndexRecipe, files: Iterable[Path]) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {artifact.name: [] for artifact in recipe.artifacts}
     for file in files:
-        found[file.stem].append(file)
+        found[file.name.partition(".")[0]].append(file)  # table1.csv, table1.pairs.csv
     return found
 
 
 def _shown(artifact: IndexArtifact, files: Collection[Path]) -> Shown:
     picture = fragments.picture(files)
     page = next((file for file in files if file.suffix == ".html"), None)
-    tables, legend = ([], "") if picture or page is None else fragments.tables(page)
-    return Shown(artifact, fragments.downloads(files), picture, tables, legend, fragments.claims(files))
+    tables, notes = ([], []) if picture or page is None else fragments.tables(page)
+    return Shown(artifact, fragments.downloads(files), picture, tables, notes, fragments.claims(files))
 
 
 def _card(folder: Path, root: Path) -> Card:

@@ -534,6 +534,47 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "config: artifacts.table1: columns: 'ARC' needs either `benchmark` or `mean_of`",
     ),
     (
+        {"artifacts__forest_tpo__rows__0": "mistral+tpo@alpha=0.9@beta=0.2"},
+        "config: artifacts.forest_tpo: rows: 'mistral+tpo@alpha=0.9@beta=0.2' is the baseline: leave it out of the rows",
+    ),
+    (
+        {"artifacts__forest_tpo__rows__0": "mistral+sft+dpo"},
+        "config: artifacts.forest_tpo: rows: 'mistral+sft+dpo' and 'mistral+sft+dpo' are the same lineage",
+    ),
+    (
+        {"artifacts__forest_tpo__baseline": "mistral+tpoo"},
+        "config: artifacts.forest_tpo: lineage 'mistral+tpoo': there is no stage 'tpoo' (did you mean 'tpo'?)",
+    ),
+    (
+        {"artifacts__forest_tpo__columns__0": "mtbensh"},
+        "config: artifacts.forest_tpo: columns: there is no benchmark 'mtbensh' (did you mean 'mtbench'?)",
+    ),
+    (
+        {"artifacts__heatmap_mtbench__lineage": "mistral+dpo"},
+        "config: artifacts.heatmap_mtbench: lineage: 'mistral+dpo' does not end in a stage that takes alpha and beta",
+    ),
+    (
+        {"artifacts__curves__rows__0": "mistral"},
+        "config: artifacts.curves: rows: 'mistral' is a base model, which no stage trains: name a lineage with a stage",
+    ),
+    (
+        {"artifacts__curves__rows__0": "mistral+sft"},
+        "config: artifacts.curves: rows: 'mistral+sft' is taken as published, there is no log of its training",
+    ),
+    ({"artifacts__curves__smooth": 0}, "config: artifacts.curves.smooth: 0 is not allowed"),
+    (
+        {"artifacts__distributions__data__0": "tripels"},
+        "config: artifacts.distributions: data: there is no data set 'tripels' (did you mean 'triples'?)",
+    ),
+    (
+        {"artifacts__distributions__data": ["triples", "triples"]},
+        "config: artifacts.distributions: data: 'triples' is there twice: leave one",
+    ),
+    (
+        {"artifacts__distributions__model": "mistrall"},
+        "config: artifacts.distributions: model: there is no model 'mistrall' (did you mean 'mistral'?)",
+    ),
+    (
         {"artifacts__figure2__lineage": "mistral+dpo"},
         "config: artifacts.figure2: lineage: 'mistral+dpo' does not end in a stage that takes alpha and beta",
     ),

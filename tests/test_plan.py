@@ -130,7 +130,7 @@ def test_what_is_done_costs_nothing_and_what_is_made_again_says_why(finished_stu
     overlay.write_text("artifacts: {table1: {rows: [mistral+sft, mistral+sft+ipo], columns: [arc]}}\n")
     found = planned(*TEST_FILES, "--configfile", str(overlay), *tree)
     assert {row["stage"]: row["jobs"] for row in found["by_stage"]} == {
-        "train ipo": 1, "evaluate leaderboard": 1, "table": 1, "results": 1, "index": 1,
+        "train ipo": 1, "evaluate leaderboard": 1, "table": 1, "claims": 1, "results": 1, "index": 1,
     }  # fmt: skip
     assert {row["job"] for row in found["redone"]} == {"table table1", "results", "index"}
     assert all("Input files updated by another job" in row["reason"] for row in found["redone"])

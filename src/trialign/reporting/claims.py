@@ -15,7 +15,7 @@ import pandas as pd
 from trialign import pages
 from trialign.claims import Claim
 from trialign.recipes import ClaimsRecipe
-from trialign.reporting.claims_measured import VERDICTS, Finding, Judge
+from trialign.reporting.claims_measured import VERDICTS, Finding, Verdicts
 from trialign.reporting.claims_published import FOLLOWS, FOLLOWS_NOT, NOT_STATED, Check, Published
 from trialign.reporting.claims_read import Claimed, read
 from trialign.reporting.gather import Measurements
@@ -39,10 +39,10 @@ def claims(step: Step[ClaimsRecipe]) -> dict[str, Any]:
     """Write the claims with their verdicts. Inputs: `results`, `claims`, and `published` where it
     is compared. UserError where compared runs have no item in common."""
     recipe, claimed = step.recipe, read(step)
-    judge = Judge(claimed, Measurements.of(step))
+    verdicts = Verdicts(claimed, Measurements.of(step))
     published = Published(claimed, claimed.published) if claimed.published is not None else None
     rows = [
-        _row(claimed, claim, judge.finding(claim), published.check(claim) if published else Check())
+        _row(claimed, claim, verdicts.finding(claim), published.check(claim) if published else Check())
         for claim in claimed.claims
     ]
     frame = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)

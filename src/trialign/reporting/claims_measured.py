@@ -43,8 +43,8 @@ class Finding(NamedTuple):
     n: int = 0
 
 
-class Judge:
-    """Judges claims on what was measured."""
+class Verdicts:
+    """Gives claims their verdicts, from what was measured."""
 
     def __init__(self, claimed: Claimed, measured: Measurements) -> None:
         """Take the differences of all lineages that claims compare: once for each column, for a resample is of all."""

@@ -277,7 +277,7 @@ def _json(path: Path) -> dict[str, Any] | None:
 # --- live -------------------------------------------------------------------------------------------------------------
 
 SETTLE_SECONDS = 3.0  # after a step has published its result Snakemake has to take note of it
-REST = 10  # dry runs take at most one part in so many of the time
+REST = 3.0  # after a dry run, so many times as long as it took: beside a running Snakemake it takes of its cores
 
 
 def watch(plan_again: Callable[[], Dag], targets: Sequence[str], seconds: float = 2.0) -> Iterator[dict[str, Any]]:
@@ -295,7 +295,7 @@ def watch(plan_again: Callable[[], Dag], targets: Sequence[str], seconds: float 
         before, at_work = at_work, _at_work(dag)
         now = time.monotonic()
         due = due or (now + SETTLE_SECONDS if before - at_work else None)
-        if due and now >= max(due, planned + REST * took):
+        if due and now >= (max(due, planned + REST * took) if at_work else due):
             try:
                 dag, took = _timed(plan_again)
             except UserError:  # of a file that changed at that very moment; the next time it is whole

@@ -22,6 +22,7 @@ from trialign.evaluation.questions import ANSWERS, TURNS, place, read_lines, rea
 from trialign.evaluation.requests import RUBRIC, Judgment, Prompt, Request
 from trialign.evaluation.responses import FILE, Responses, Stored, Tokens
 from trialign.paths import ENDPOINTS
+from trialign.progress import Progress
 from trialign.recipes import JudgeRecipe
 from trialign.settings import EndpointSettings
 from trialign.steps import Step, digest
@@ -151,14 +152,16 @@ def judge(step: Step[JudgeRecipe]) -> dict[str, Any]:
     questions = read_questions(step.input("questions"))
     asked = requests_of(questions, step.input("answers"), step.recipe.judge.repeats)
     who: Judge = Rubric(step) if step.recipe.judge.kind == "rubric" else Model(step)
-    found = dict(_ask(who, asked))
+    found = dict(_ask(who, asked, step.progress))
     from trialign.evaluation import judged
 
     pairs = [(request, judgment) for request in asked for judgment in found[request.key]]
     return judged.publish(step, pairs, who.digest)
 
 
-def _ask(who: Judge, asked: list[Request]) -> Iterator[tuple[tuple[Any, ...], list[Judgment]]]:
+def _ask(
+    who: Judge, asked: list[Request], progress: Progress
+) -> Iterator[tuple[tuple[Any, ...], list[Judgment]]]:  # fmt: skip
     """Yield the key and the judgments of each request, as they come, and say how far it is."""
     began = told = time.monotonic()
     work = Deadline().each(asked, "judgments")
@@ -167,6 +170,7 @@ def _ask(who: Judge, asked: list[Request]) -> Iterator[tuple[tuple[Any, ...], li
         if time.monotonic() - told > PROGRESS_SECONDS:
             told = time.monotonic()
             print(f"judged {done}/{len(asked)}  {told - began:.0f} s", file=sys.stderr, flush=True)
+        progress.tell(done, len(asked), "judgments")
         yield request.key, judgments
 
 

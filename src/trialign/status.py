@@ -57,7 +57,8 @@ class Row:
 
 def look(dag: Dag, targets: Sequence[str]) -> dict[str, Any]:
     """Return how the study stands now, as JSON values: hours, USD, times in seconds since 1970. dag: of `targets`."""
-    root, notes = Path(dag.experiment.results_dir), list[str]()
+    root = Path(dag.experiment.results_dir)
+    notes: list[str] = []
     found = rows(dag, notes)
     states = {Path(row.log): row.state for row in found if row.asked}
     shown = [_described(row) for row in found if row.asked or row.state in ("running", "unknown", "waiting")]
@@ -117,8 +118,8 @@ class _Signs(NamedTuple):
     again: Mapping[str, Any] | None = None
 
     @property
-    def state(self) -> State | None:
-        """See `Row`; None where a lease is dead and a later start has left no word, or there is nothing at all."""
+    def state(self) -> State:
+        """See `Row`; a job that SLURM has ended and that left no word counts as interrupted."""
         if self.holder and self.alive is not False:
             return "running" if self.alive else "unknown"
         if self.entry and self.job is None:

@@ -77,6 +77,19 @@ def test_rows_and_columns_have_several_names(finished_study: Path, row: str, col
     assert (cell.row, cell.column, cell.lineage) == (ROW, "MT-Bench", DPO)
 
 
+def test_artifacts_of_every_kind_have_chains(finished_study: Path) -> None:
+    """Those without rows too; the study's page stands on all others, whose files it reads."""
+    names = {file.stem for file in (finished_study / "provenance").glob("*.json")}
+    for name in names:
+        chain = explain.explain(finished_study / name)
+        assert not chain.missing and "data/world" in places(chain), name
+        assert {each.given for each in chain.local.values()} <= {"paper/claims.csv"}, name
+        done = command("trialign", "explain", str(finished_study / name), "--check")
+        assert done.returncode == 0, done.stdout
+    below = places(explain.explain(finished_study / "index.html"))
+    assert below >= {f"provenance/{name}.json" for name in names}
+
+
 @pytest.mark.parametrize("row", ["0.9,0.2", "alpha=0.9, beta=0.2", TPO])
 def test_points_of_a_figure_are_its_cells(finished_study: Path, row: str) -> None:
     (cell,) = explain.explain(finished_study / "figure2.svg", row, "MT-Bench").cells

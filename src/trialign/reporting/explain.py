@@ -387,7 +387,9 @@ def _holds(record: Record, place: Path) -> bool:
 
 def _unknown(root: Path, path: Path, inside: Path) -> UserError:
     records = filter(None, map(read_record, sorted((root / paths.PROVENANCE).glob("*.json"))))
-    files = [sorted(record["files"], key=lambda name: Path(name).suffix != inside.suffix) for record in records]
+    files = [
+        sorted(record["files"], key=lambda name: (Path(name).suffix != inside.suffix, len(name))) for record in records
+    ]
     names = [str(root / names[0]) for names in files if names]
     if path.is_dir() and (below := sorted(file.parent for file in path.rglob(RUN_JSON))):
         told = ", ".join(map(str, below[:SHOWN_NAMES]))

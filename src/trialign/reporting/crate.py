@@ -26,7 +26,7 @@ from trialign import paths
 from trialign.errors import UserError
 from trialign.reporting.explain import MODEL_STEPS, Made, Record, Tree
 from trialign.reporting.explain_text import what
-from trialign.steps import digest
+from trialign.steps import RUN_JSON, digest
 
 VERSION = "1.1"  # of RO-Crate: the one that the run profiles are written for
 PROCESS = ("https://w3id.org/ro/wfrun/process/0.5", "Process Run Crate", "0.5")
@@ -40,7 +40,19 @@ SNAKEFILE = "Snakefile"
 SOURCES = ("workflow/**/*", "config/*.yaml", "config/*.json", "paper/*", "requirements.lock")
 # of the steps whose other files are named by hash alone
 SMALL = ("card.json", "card.html", "log.jsonl", "source.json", "diverged.json")
-REFERENCED = ("world", "fetch", "web", "tokenizer", "chat", "triples", "tokens", "reference", "overlap", *MODEL_STEPS)
+REFERENCED = (
+    "world",
+    "fetch",
+    "web",
+    "tokenizer",
+    "chat",
+    "triples",
+    "tokens",
+    "reference",
+    "overlap",
+    "choose",
+    *MODEL_STEPS,
+)
 TYPES = {
     ".csv": "text/csv", ".html": "text/html", ".json": "application/json", ".jsonl": "application/jsonl",
     ".md": "text/markdown", ".parquet": "application/vnd.apache.parquet", ".pdf": "application/pdf",
@@ -89,6 +101,7 @@ class _Export:
         self.crate.metadata.extra_terms["sha256"] = "http://schema.org/sha256"  # the context of 1.1 lacks it
         every = [tree.made(fingerprint) for fingerprint in tree.places]
         self.steps = {made.fingerprint: made for made in every if made.record}
+        self.records: dict[str, Entity] = {}
         self.results: dict[str, dict[str, Entity]] = {}  # fingerprint -> file of that result -> entity
         self.counts = {"steps": len(self.steps), "files": 0, "bytes": 0, "by_hash": 0}
 
@@ -97,6 +110,7 @@ class _Export:
         ordered = sorted(self.steps.values(), key=lambda made: (made.record["started"], made.where))
         for made in ordered:
             self.results[made.fingerprint] = self._files(made, made.record)
+            self.records[made.fingerprint] = self._record(made)
         actions = [self._action(made, made.record) for made in ordered]
         name = json.loads((self.tree.root / paths.STAMP).read_text())["name"]
         self._root(name, max(_ended(made.record) for made in ordered))
@@ -163,7 +177,7 @@ class _Export:
             "startTime": record["started"],
             "endTime": _ended(record).isoformat(),
             "actionStatus": "http://schema.org/CompletedActionStatus",
-            "subjectOf": self._record(made),
+            "subjectOf": self.records[made.fingerprint],
         }
         return self._acted(self._software(record), f"#step-{made.fingerprint}", read, results, properties)
 
@@ -180,6 +194,8 @@ class _Export:
             name = given or f"contents {fingerprint}"
             yield self._context(f"#input-{fingerprint}", "CreativeWork", name=name, identifier=fingerprint)
             return
+        if place == RUN_JSON:
+            yield self.records[fingerprint]
         for name, entity in self.results[fingerprint].items():
             if place == "." or Path(place) in (Path(name), *Path(name).parents):
                 yield entity

@@ -14,12 +14,15 @@ from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trialign import diverged, paths, prune
 from trialign.errors import UserError
 from trialign.evaluation.records import ITEMS
-from trialign.steps import RUN_JSON
+from trialign.steps import RUN_JSON, digest
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # where records lie in a results tree, beside the store: one for each folder that a rule or a step declares
 RECORDS = (
@@ -162,6 +165,19 @@ class Tree:
         return found
 
     @cached_property
+    def artifact_files(self) -> dict[str, tuple[str, str]]:
+        """Contents, as they identify a file without a record beside it -> the artifact's fingerprint, and the file."""
+        records = (
+            self.record(fingerprint) for fingerprint, places in self.places.items() if places[0].folder == Path()
+        )
+        return {
+            digest({".": sha256}): (record["fingerprint"], name)
+            for record in records
+            if record
+            for name, sha256 in record["files"].items()
+        }
+
+    @cached_property
     def pruned(self) -> dict[str, str]:
         """Fingerprint -> when `trialign prune` removed what lay there."""
         file = self.root / prune.MANIFEST
@@ -192,7 +208,7 @@ class Tree:
             places=tuple(self.places.get(fingerprint, ())),
             stored=(self.stored(fingerprint) / RUN_JSON).is_file(),
             pruned=self.pruned.get(fingerprint),
-            inputs=tuple(_inputs(record)) if record else (),
+            inputs=tuple(self._inputs(record)) if record else (),
         )
 
     def folders(self, made: Made) -> list[Path]:
@@ -204,6 +220,15 @@ class Tree:
         """Return the path of a file of a result, in the first folder that has it; None where none has."""
         files = (self.root / folder / name for folder in self.folders(made))
         return next((file for file in files if file.exists()), None)
+
+    def _inputs(self, record: Record) -> Iterator[Input]:
+        for name, group in record["inputs"].items():
+            given = record.get("given", {}).get(name) or [None] * len(group)
+            for text, path in zip(group, given, strict=True):
+                if match := _INPUT.fullmatch(text):
+                    yield Input(name, match["fingerprint"], match["place"], path)
+                else:
+                    yield Input(name, *self.artifact_files.get(text, (text, None)), path)
 
 
 def read_record(file: Path) -> Record | None:
@@ -269,7 +294,8 @@ def explain(path: Path, row: str | None = None, column: str | None = None) -> Ch
     if not spots:
         raise UserError(f"{path}: this is made by a step '{made.step}', which has no rows and columns to ask for")
     chosen = _choose(path, spots, row, column)
-    cells = [_cell(tree, made, spot) for spot in chosen]
+    csv = _csv(tree, made)
+    cells = [Cell(spot.row, spot.column, spot.lineage, _shown(csv, spot), _parts(tree, made, spot)) for spot in chosen]
     needed = {part.suite for cell in cells for part in cell.parts if part.suite}
     if any(part.items != "all" for cell in cells for part in cell.parts):
         needed |= {each.fingerprint for each in made.inputs if each.name == "overlap"}
@@ -373,28 +399,20 @@ def _unknown(root: Path, path: Path, inside: Path) -> UserError:
     return UserError(f"{path}: not there, and no artifact of {root} is called {inside}{told}")
 
 
-def _inputs(record: Record) -> Iterator[Input]:
-    for name, group in record["inputs"].items():
-        given = record.get("given", {}).get(name) or [None] * len(group)
-        for text, path in zip(group, given, strict=True):
-            match = _INPUT.fullmatch(text)
-            yield Input(name, match["fingerprint"], match["place"], path) if match else Input(name, text, None, path)
-
-
 # --- cells ------------------------------------------------------------------------------------------------------------
 
 
 class Spot(NamedTuple):
     """Where a cell is: the names of its row and column (the first as the artifact shows it), what it measures.
 
-    line, heading: where its text stands in the csv: in the row with these values, under that heading.
+    line, heading: where its text stands in the csv: in this row, or in those with these values, under that heading.
     """
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     lineage: str | None
     measure: Mapping[str, Any]
-    line: Mapping[str, str]
+    line: Mapping[str, str] | int
     heading: str
 
     @property
@@ -419,28 +437,26 @@ def _spots(tree: Tree, made: Made) -> list[Spot]:
         return list(_facts(recipe))
     if recipe.get("step") == "results":
         return list(_results(tree, made, recipe))
-    rows = recipe.get("rows") or ()
-    if "columns" in recipe and rows and all(isinstance(row, dict) and "lineage" in row for row in rows):
-        return list(_table(recipe))
-    return []
+    return list(_table(recipe, _csv(tree, made))) if recipe.keys() >= {"texts", "rows", "columns"} else []
 
 
 def _names(column: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, (column["label"], column.get("benchmark")))))
 
 
-def _table(recipe: Record) -> Iterator[Spot]:
-    for row in recipe["rows"]:
-        texts = " ".join(row["texts"][name] for name in recipe["texts"])
+def _table(recipe: Record, csv: pd.DataFrame | None) -> Iterator[Spot]:
+    for line, row in enumerate(recipe["rows"]):
+        shown = row["texts"] if csv is None else csv.iloc[line]  # some texts are known only when the table is made
+        texts = " ".join(shown[name] for name in recipe["texts"])
         for column in recipe["columns"]:
-            yield Spot((texts, row["lineage"]), _names(column), row["lineage"], column, row["texts"], column["label"])
+            yield Spot((texts, row["lineage"]), _names(column), row["lineage"], column, line, column["label"])
 
 
 def _pivot(recipe: Record) -> Iterator[Spot]:
-    for row in recipe["rows"]:
+    for line, row in enumerate(recipe["rows"]):
         for column in recipe["columns"]:
             lineage = recipe["cells"][row][column]
-            yield Spot((row, lineage), (column,), lineage, recipe["column"], {recipe["corner"]: row}, column)
+            yield Spot((row, lineage), (column,), lineage, recipe["column"], line, column)
 
 
 def _grid(recipe: Record) -> Iterator[Spot]:
@@ -458,10 +474,10 @@ def _grid(recipe: Record) -> Iterator[Spot]:
 def _facts(recipe: Record) -> Iterator[Spot]:
     from trialign.reporting.tables import ITEMS as HEADING
 
-    for row, benchmark in zip(recipe["rows"], recipe["benchmarks"], strict=True):
+    for line, (row, benchmark) in enumerate(zip(recipe["rows"], recipe["benchmarks"], strict=True)):
         texts = [row[column] for column in recipe["columns"]]
         measure = {"benchmark": benchmark, "metric": None}
-        yield Spot((texts[0], " ".join(texts), benchmark), (HEADING,), None, measure, row, HEADING)
+        yield Spot((texts[0], " ".join(texts), benchmark), (HEADING,), None, measure, line, HEADING)
 
 
 def _results(tree: Tree, made: Made, recipe: Record) -> Iterator[Spot]:
@@ -510,22 +526,24 @@ def _no_such(path: Path, what: str, asked: str, names: Iterable[tuple[str, ...]]
     return UserError(f"{path}: no {what} '{asked}'; there are: {', '.join(repr(group[0]) for group in shown)}")
 
 
-def _cell(tree: Tree, made: Made, spot: Spot) -> Cell:
-    return Cell(spot.row, spot.column, spot.lineage, _shown(tree, made, spot), _parts(tree, made, spot))
-
-
-def _shown(tree: Tree, made: Made, spot: Spot) -> str | None:
-    """Return a cell's text in the artifact's csv."""
+def _csv(tree: Tree, made: Made) -> pd.DataFrame | None:
+    """Return an artifact's csv as text; None where it is not there."""
     import pandas as pd
 
     recipe = made.record["recipe"] if made.record else {}
     file = tree.file(made, f"{recipe.get('name', recipe.get('step'))}.csv")
-    if file is None:
+    return None if file is None else pd.read_csv(file, dtype=str, keep_default_na=False)
+
+
+def _shown(csv: pd.DataFrame | None, spot: Spot) -> str | None:
+    """Return a cell's text in the artifact's csv."""
+    if csv is None or spot.heading not in csv:
         return None
-    frame = pd.read_csv(file, dtype=str, keep_default_na=False)
+    if isinstance(spot.line, int):
+        return csv[spot.heading].iloc[spot.line]
     for name, text in spot.line.items():
-        frame = frame[frame[name].map(_number) == _number(text)]
-    return ", ".join(frame[spot.heading]) if len(frame) and spot.heading in frame else None  # a line for each seed
+        csv = csv[csv[name].map(_number) == _number(text)]
+    return ", ".join(csv[spot.heading]) or None  # a line for each seed
 
 
 def _number(text: str) -> float | str:

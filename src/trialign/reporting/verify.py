@@ -174,7 +174,7 @@ class _Check:
         """Hold the inputs to what made them: the place that was read must be one of that result."""
         for each in self.chain.inputs(made):
             maker = self.chain.steps.get(each.fingerprint)
-            if each.place in (None, ".") or maker is None or maker.record is None:
+            if each.place in (None, ".", steps.RUN_JSON) or maker is None or maker.record is None:
                 continue
             if not any(Path(each.place) in (Path(name), *Path(name).parents) for name in maker.record["files"]):
                 self._problem(f"{made.where}: its input {each.name} was '{each.place}', which {maker.where} has not")

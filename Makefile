@@ -1,7 +1,8 @@
 # make demo    set-up and the whole study on the embedded tiny world (CPU, offline)
-# make test    set-up and all tests; those on a real SLURM wait more than they work: two files at a time
-# make soak    the long tests, run before a release; what they gave is in docs/soak.md and docs/reliability.md
-# make bench   data at full size, plans, submission to SLURM, judging, training steps: seconds and memory, into results/bench/
+# make test    set-up and all tests, two files at a time; those on a real SLURM by themselves
+# make soak    the long tests, run before a release; what they gave is in docs/soak.md, reliability.md, statistics.md
+# make bench   data at full size, plans, submission to SLURM, judging, statistics, training steps: seconds and memory, into
+#              results/bench/
 # make bench-gpu   training steps on a GPU (docs/performance.md)
 # make lint    linters    make report, make dag    the demo's report and rule graph    make lock    write the pins anew
 PYTHON ?= python3
@@ -34,7 +35,7 @@ dag: setup
 	snakemake $(DEMO) --quiet all --rulegraph dot all | trialign rulegraph $(RESULTS)/rulegraph
 
 test: setup
-	pytest --ignore tests/slurm
+	pytest -n 2 --dist loadgroup --ignore tests/slurm
 	pytest -n 2 --dist loadfile tests/slurm
 
 soak: setup
@@ -47,6 +48,7 @@ bench: demo
 	python -m benchmarks.plan
 	python -m benchmarks.submission
 	python -m benchmarks.judging
+	python -m benchmarks.statistics
 	python -m benchmarks.engine
 	python -m benchmarks.demo_training
 

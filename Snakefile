@@ -13,6 +13,9 @@ min_version("9.27")
 configfile: "config/config.yaml"
 
 
+report: "workflow/report/workflow.rst"
+
+
 include: "workflow/rules/common.smk"
 
 
@@ -36,6 +39,7 @@ include: "workflow/rules/report.smk"
 onstart:
     checked(preflight.check_workflow, experiment, workflow)
     checked(preflight.check_lock, experiment, workflow)
+    checked(preflight.check_tracking, experiment, workflow)
     stamp(experiment)
     controller.register(workflow.persistence._lockfile.values())
 
@@ -47,6 +51,8 @@ localrules:
     table,
     figure,
     claims,
+    index,
+    facts,
     judge,
     results,
     tokenizer,
@@ -61,6 +67,7 @@ rule all:
             for file in study.artifact_files(experiment, name)
         ],
         "<results>/results.csv",
+        "<results>/index.html",
 
 
 # For a transfer node: everything that comes from the network, and nothing else.

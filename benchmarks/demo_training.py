@@ -3,10 +3,10 @@
     python -m benchmarks.demo_training                 after make demo, in whose results the parents and tokens lie
 
 Each lineage is trained anew, by both engines in turns, by the command that its rule ran (the .sh beside its log), in a
-folder of its own. Writes results/bench/demo_training.json: for each lineage the wall and CPU seconds of the process and
-those of the trainer alone (medians), the ratio of CPU seconds, and the evaluation loss that each engine ends with. The
-making of the parent's log-probabilities, which DPO, IPO and KTO share over their betas, is in the demo's own log, not
-counted here.
+folder of its own. Writes results/bench/demo_training.json: for each lineage the wall and CPU seconds of the process,
+those of the trainer alone and those from the process's start to its first step (medians), the ratio of CPU seconds, and
+the evaluation loss that each engine ends with. The making of the parent's log-probabilities, which DPO, IPO and KTO
+share over their betas, is in the demo's own log, not counted here.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def trained(lineage: str, engine: str, results: Path = DEMO) -> dict[str, float]
         facts = json.loads((Path(folder) / "run/run.json").read_text())["facts"]
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {
-        "wall_s": wall, "cpu_s": cpu, "train_s": facts["train_seconds"], "eval_loss": facts["final"]["loss"],
+        "wall_s": wall, "cpu_s": cpu, "start_s": facts["first_step_after"], "train_s": facts["train_seconds"],
+        "eval_loss": facts["final"]["loss"],
     }  # fmt: skip
 
 

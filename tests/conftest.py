@@ -53,6 +53,17 @@ def test_study(results: Path, *arguments: str, cores: int = 2) -> subprocess.Com
 test_study.__test__ = False
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one process (pytest -n), and in one and the same all files that share a study."""
+    shared: dict[Path, str] = {}
+    for item in items:
+        for name in ("finished_study", "demo"):
+            if name in getattr(item, "fixturenames", ()):
+                shared[item.path] = name
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(shared.get(item.path, str(item.path))))
+
+
 @pytest.fixture(autouse=True)
 def _environment() -> Iterator[None]:
     """A step that runs in this process switches the hub off in its environment: not for the tests after it."""

@@ -145,7 +145,7 @@ def test_the_demo_is_the_whole_study(paper: config.Experiment, demo: config.Expe
     assert {lineage.split("+")[0] for lineage in lineages} == {"mistral", "phi2"}
     grid = demo.artifacts["figure2"]
     assert len(grid.alpha) >= 3 and len(grid.beta) >= 3
-    assert {"mistral+sft10k", "phi2+sft10k"} <= lineages  # plain SFT on the references, the control the paper lacks
+    assert {"mistral+reference_only", "phi2+reference_only"} <= lineages  # the control that the paper lacks
 
 
 def test_only_the_suites_of_the_columns_are_needed(paper: config.Experiment) -> None:
@@ -194,6 +194,33 @@ def test_an_endpoint_shapes_no_score(tmp_path: Path) -> None:
     study.stamp(two.model_copy(update={"results_dir": str(tmp_path)}))
     (written,) = json.loads((tmp_path / ".shared/endpoints.json").read_text()).values()
     assert written.items() >= other.items()
+
+
+def test_a_choice_needs_its_candidates_trained_and_is_evaluated_alone(paper: config.Experiment) -> None:
+    lineage = paper.lineage("mistral+sft+dpo_tuned")
+    assert [str(candidate) for candidate in paper.candidates(lineage)] == [
+        "mistral+sft+dpo@beta=0.1",
+        "mistral+sft+dpo@beta=0.01",
+        "mistral+sft+dpo@beta=0.1@learning_rate=5e-6",
+        "mistral+sft+dpo@beta=0.01@learning_rate=5e-6",
+    ]
+    assert study.choose_recipe(paper, lineage).candidates[1] == "dpo@beta=0.01"
+    asked = {str(lineage) for artifact in paper.artifacts.values() for lineage in study.lineages(paper, artifact)}
+    assert "mistral+sft+dpo_tuned" in asked and "mistral+sft+dpo@beta=0.01" not in asked
+
+
+@pytest.mark.parametrize("name", ["paper", "demo"])
+def test_every_method_is_tuned_on_the_same_budget_the_usual_setting_among_it(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    experiment: config.Experiment = request.getfixturevalue(name)
+    tuned = study.choosing_stages(experiment)
+    assert {experiment.stages[stage].method for stage in tuned} == {"sft", "dpo", "ipo", "kto", "cpo", "orpo", "tpo"}
+    for stage in tuned:
+        candidates = experiment.candidates(experiment.lineage(f"mistral+{stage}"))
+        assert len(candidates) == 4
+        plain = "reference_only" if stage == "sft_tuned" else stage.removesuffix("_tuned")
+        assert experiment.lineage(f"mistral+{plain}") in candidates
 
 
 def test_only_the_benchmarks_that_an_artifact_asks_of_a_lineage_are_evaluated() -> None:
@@ -477,7 +504,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"artifacts__table1__kind": "tabel"},
-        "config: artifacts.table1.kind: 'tabel' is not allowed; allowed are 'table', 'pivot', 'grid', 'facts'",
+        "config: artifacts.table1.kind: 'tabel' is not allowed; allowed are 'table', 'pivot', 'grid', 'heatmap', 'forest', 'curves', 'distributions', 'facts'",
     ),
     (
         {"artifacts__table1__rows__1": "mistral+sfft+dpo"},
@@ -505,6 +532,47 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (
         {"artifacts__table1__columns__0": {"label": "ARC"}},
         "config: artifacts.table1: columns: 'ARC' needs either `benchmark` or `mean_of`",
+    ),
+    (
+        {"artifacts__forest_tpo__rows__0": "mistral+tpo@alpha=0.9@beta=0.2"},
+        "config: artifacts.forest_tpo: rows: 'mistral+tpo@alpha=0.9@beta=0.2' is the baseline: leave it out of the rows",
+    ),
+    (
+        {"artifacts__forest_tpo__rows__0": "mistral+sft+dpo"},
+        "config: artifacts.forest_tpo: rows: 'mistral+sft+dpo' and 'mistral+sft+dpo' are the same lineage",
+    ),
+    (
+        {"artifacts__forest_tpo__baseline": "mistral+tpoo"},
+        "config: artifacts.forest_tpo: lineage 'mistral+tpoo': there is no stage 'tpoo' (did you mean 'tpo'?)",
+    ),
+    (
+        {"artifacts__forest_tpo__columns__0": "mtbensh"},
+        "config: artifacts.forest_tpo: columns: there is no benchmark 'mtbensh' (did you mean 'mtbench'?)",
+    ),
+    (
+        {"artifacts__heatmap_mtbench__lineage": "mistral+dpo"},
+        "config: artifacts.heatmap_mtbench: lineage: 'mistral+dpo' does not end in a stage that takes alpha and beta",
+    ),
+    (
+        {"artifacts__curves__rows__0": "mistral"},
+        "config: artifacts.curves: rows: 'mistral' is a base model, which no stage trains: name a lineage with a stage",
+    ),
+    (
+        {"artifacts__curves__rows__0": "mistral+sft"},
+        "config: artifacts.curves: rows: 'mistral+sft' is taken as published, there is no log of its training",
+    ),
+    ({"artifacts__curves__smooth": 0}, "config: artifacts.curves.smooth: 0 is not allowed"),
+    (
+        {"artifacts__distributions__data__0": "tripels"},
+        "config: artifacts.distributions: data: there is no data set 'tripels' (did you mean 'triples'?)",
+    ),
+    (
+        {"artifacts__distributions__data": ["triples", "triples"]},
+        "config: artifacts.distributions: data: 'triples' is there twice: leave one",
+    ),
+    (
+        {"artifacts__distributions__model": "mistrall"},
+        "config: artifacts.distributions: model: there is no model 'mistrall' (did you mean 'mistral'?)",
     ),
     (
         {"artifacts__figure2__lineage": "mistral+dpo"},
@@ -561,6 +629,32 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (
         {"stages__sft__imported": {"mistral": "arc"}},
         "config: stages.sft.imported.mistral: 'arc' is not a model repository",
+    ),
+    (
+        {"stages__dpo_tuned__candidates": ["dpo@beta=0.1"]},
+        "config: stages.dpo_tuned.candidates: there is nothing to choose: give two or more stages, each once",
+    ),
+    (
+        {"stages__dpo_tuned__candidates": ["dpo@beta=0.1", "ipo@beta=0.1"]},
+        "config: stages.dpo_tuned.candidates: 'ipo@beta=0.1' is ipo on triples, not dpo on triples",
+    ),
+    (
+        {"stages__dpo_tuned__candidates": ["dpo@beta=0.1", "dpo@gamma=0.1"]},
+        "config: stages.dpo_tuned.candidates: lineage 'mistral+dpo@gamma=0.1': stage 'dpo@gamma=0.1': there is no "
+        "parameter 'gamma'",
+    ),
+    (
+        {"stages__sft_tuned__candidates": ["sft@batch=16", "reference_only"]},
+        "config: stages.sft_tuned.candidates: 'sft@batch=16' is sft on ultrachat, not sft on triples",
+    ),
+    (
+        {"artifacts__tuned__rows": ["mistral+sft+dpo_tuned@beta=0.1"]},
+        "config: artifacts.tuned: lineage 'mistral+sft+dpo_tuned@beta=0.1': stage 'dpo_tuned@beta=0.1' takes its "
+        "parameters from its candidates: leave them out",
+    ),
+    (
+        {"stages__sft__training__tokens_of": "triple"},
+        "config: stages.sft: lineage 'mistral+sft': stage 'sft': tokens_of: packed rows have no views to count",
     ),
     ({"judges__gpt-4__model": REMOVE}, "config: judges.gpt-4.model: it is missing"),
     (

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, TEST_CONFIG
 from trialign import config, preflight
 from trialign.errors import UserError
 from trialign.preflight import Task
@@ -194,3 +194,23 @@ def test_several_nodes_are_a_clusters(paper: config.Experiment, no_gpu: Path) ->
 def test_jobs_that_ask_for_neither_gpu_nor_hub_are_let_be(paper: config.Experiment, no_gpu: Path) -> None:
     tasks = [Task("train", TRAIN.wildcards, {"gpu": 0, "disk_mb": 10**13}), Task("table", {}, {})]
     preflight.check(paper, tasks, local=True)
+
+
+def test_a_tracker_that_is_not_installed_ends_a_start_that_would_train(tmp_path: Path) -> None:
+    """A Python that finds no tensorboard; a start that trains nothing does not ask for it."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "from importlib.machinery import PathFinder\n"
+        "find = PathFinder.find_spec\n"
+        "PathFinder.find_spec = lambda name, *more: None if name == 'tensorboard' else find(name, *more)\n"
+    )
+    overlay, results = tmp_path / "tracking.yaml", tmp_path / "results"
+    overlay.write_text("tracking: [tensorboard]\n")
+    options = [*TEST_CONFIG, str(overlay), "--config", f"results_dir={results}", "--cores", "1", "--nolock", "--"]
+    without = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    done = snakemake(*options, "all", **without)
+    line = "config: tracking: tensorboard is not installed: pip install 'trialign[tensorboard]', or leave it out"
+    assert done.returncode != 0 and f"trialign: {line}" in done.stdout, done.stdout
+    assert not results.exists()
+    done = snakemake(*options, f"{results}/data/prepared/ultrachat", **without)
+    assert done.returncode == 0, done.stdout
+    assert (results / ".shared/tracking.json").read_text() == '["tensorboard"]\n'

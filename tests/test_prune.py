@@ -59,6 +59,15 @@ def manifest(study: Path) -> list[dict]:
     return [json.loads(line) for line in (study / "pruned.jsonl").read_text().splitlines()]
 
 
+def test_the_studys_page_keeps_no_model(study: Path) -> None:
+    """It is open until all else is done, and reads records only: pruned models are not made again for it."""
+    (study / "index.html").unlink()
+    prune(study, "--yes")
+    assert models(study) == set(PARENTS)
+    planned = dry_run(study)
+    assert "rule index:" in planned and "rule train:" not in planned
+
+
 def test_leaves_go_from_runs_and_store_and_nothing_is_made_again(study: Path) -> None:
     entries = {lineage: store_entry(study, lineage) for lineage in LEAVES + PARENTS}
     sizes = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shlex
@@ -53,24 +54,26 @@ def step(
     for pair in inputs or ():
         name, _, path = pair.partition("=")
         groups[name] += (Path(path),)
-    marker = log.with_suffix(paths.AGAIN)
+    again, failed = log.with_suffix(paths.AGAIN), log.with_suffix(paths.FAILED)
     with _slow_to_fail():
         terminal, script = _send_output_to(log)
-        marker.unlink(missing_ok=True)
+        for marker in (again, failed):
+            marker.unlink(missing_ok=True)
         try:
-            done = steps.run(parsed, groups, root, output, processes, nodes)
+            done = steps.run(parsed, groups, root, output, processes, nodes, log)
             print(f"{done} {output}", flush=True)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
-        except Again as again:
-            print(f"to be started again: {again}", file=sys.stderr, flush=True)
-            marker.write_text(json.dumps({"reason": again.reason, "after": again.after}))
-            print(f"{parsed.step} {output}: {again}; start it again, it goes on from there", file=terminal, flush=True)
+        except Again as asked:
+            print(f"to be started again: {asked}", file=sys.stderr, flush=True)
+            again.write_text(json.dumps({"reason": asked.reason, "after": asked.after}))
+            print(f"{parsed.step} {output}: {asked}; start it again, it goes on from there", file=terminal, flush=True)
             raise typer.Exit(1) from None
         except Exception as error:
             print(_failure(f"{parsed.step} {output}", error, log, script), file=terminal, flush=True)
             with contextlib.suppress(OSError):  # the log's own disk may be the full one
                 print("".join(_told(error)), file=sys.stderr, flush=True)
+                failed.write_text(json.dumps({"at": time.time(), "error": str(error) or type(error).__name__}))
             raise typer.Exit(1) from None
 
 
@@ -257,11 +260,29 @@ def _tell(found: dict[str, Any], text: Callable[[dict[str, Any]], None], as_json
 
 
 @app.command()
-def jobs() -> None:
-    """Say what this folder's SLURM jobs do: what waits and why, what runs and where its log is."""
-    from trialign import watch
+def status(
+    targets: Annotated[list[str] | None, typer.Argument(help="Targets, as for snakemake; default: all.")] = None,
+    configfile: ConfigFiles = None,
+    profile: Profile = None,
+    config: Overrides = None,
+    live: Annotated[bool, typer.Option("--live", help="Keep it up to date, until all is done or Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say how a study stands: done, running and how far, waiting and why, failed, spent. It disturbs nothing."""
+    from trialign import plan as planning
+    from trialign import status as standing
+    from trialign import status_text
 
-    typer.echo(watch.text(watch.rows()))
+    wanted = targets or ["all"]
+
+    def planned() -> planning.Dag:
+        return planning.dry_run(wanted, configfile or (), profile, config or ())
+
+    if live and as_json:
+        raise UserError("status: --live is for people, --json for scripts: give one of them")
+    if live:
+        return status_text.live(standing.watch(planned, wanted))
+    _tell(standing.look(planned(), wanted), status_text.show, as_json)
 
 
 @app.command()
@@ -369,27 +390,40 @@ def show(root: Annotated[Path, typer.Argument(help="A results tree, such as resu
 
 
 @app.command()
-def compare(
-    configs: Configs,
-    table: Annotated[list[str], typer.Option("--table", help="A table; may be given again.")],
+def explain(
+    path: Annotated[Path, typer.Argument(help="A file of an artifact, or a run, suite or data folder.")],
+    row: Annotated[str | None, typer.Option(help="A row: its texts as in the table, or a lineage.")] = None,
+    column: Annotated[str | None, typer.Option(help="A column: its heading, or a benchmark.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Compute every hash again; 1 where one does not fit.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with whole recipes and records.")] = False,
 ) -> None:
-    """Print tables of an experiment beside the published numbers."""
-    from rich.console import Console
+    """Say what stands behind a result: every step from an artifact or a cell to its sources."""
+    from trialign.reporting import explain as explaining
+    from trialign.reporting import explain_text
 
-    from trialign import config
-    from trialign.reporting import published
+    chain = explaining.explain(path, row, column)
+    if not check:
+        return _tell(explaining.as_json(chain), lambda found: explain_text.show(chain), as_json)
+    report = explain_text.checked(chain)
+    _tell(dataclasses.asdict(report), lambda found: explain_text.show_report(report), as_json)
+    if report.problems:
+        raise typer.Exit(1)
 
-    experiment = config.load_files(configs)
-    if experiment.published is None:
-        raise UserError(f"experiment '{experiment.name}' names no `published` values: its numbers are not compared")
-    values = published.read(Path(experiment.published), experiment)
-    for name in table:
-        if name not in experiment.artifacts:
-            names, close = ", ".join(experiment.artifacts), nearest(name, experiment.artifacts)
-            raise UserError(f"--table: there is no artifact '{name}'{close}; there are {names}")
-    for name in table:
-        headings, lines = published.beside(Path(experiment.results_dir), name, values)
-        published.print_beside(name, headings, lines, Console())
+
+@app.command()
+def crate(
+    root: Annotated[Path, typer.Argument(help="A results tree, such as results/demo.")],
+    out: Annotated[Path, typer.Argument(help="A folder that is not there yet, or a .zip.")],
+    models: Annotated[bool, typer.Option("--models", help="With the weights, not their hashes alone.")] = False,
+) -> None:
+    """Write a whole study as an RO-Crate: results, what stands behind them, and each step as an action."""
+    from trialign.reporting.crate import export
+
+    counts = export(root, out, models=models)
+    typer.echo(
+        f"{out}: {counts['steps']} steps, {counts['files']} files of {counts['bytes'] / 1e6:,.1f} MB; "
+        f"{counts['by_hash']} files by their hash alone"
+    )
 
 
 @app.command()

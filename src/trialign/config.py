@@ -77,6 +77,11 @@ class StagePreset(Settings):
     imported: dict[str, str] = Field(
         default={}, description="model -> a name under `sources`: take this stage from there instead of training it"
     )
+    candidates: tuple[str, ...] = Field(
+        default=(),
+        description="stages, such as dpo@beta=0.1: take the one of them that does best on the evaluation rows instead "
+        "of training another (docs/methods.md)",
+    )
     ours: tuple[str, ...] = Field(default=(), description="which of these settings the paper does not state")
 
 
@@ -108,8 +113,8 @@ class TableArtifact(ArtifactSpec):
     kind: Literal["table"] = "table"
     rows: tuple[str, ...] = Field(min_length=1, description="lineages, in order")
     columns: tuple[str | ColumnSpec, ...] = Field(min_length=1, description="benchmarks or columns, in order")
-    texts: tuple[Literal["Model", "Align", "Learning Rate", "Epoch", "Batch Size"], ...] = Field(
-        default=("Model", "Align"), description="leading text columns"
+    texts: tuple[Literal["Model", "Align", "Learning Rate", "Epoch", "Batch Size", "Chosen"], ...] = Field(
+        default=("Model", "Align"), description="leading text columns; Chosen: which candidate a stage took"
     )
 
 
@@ -133,6 +138,39 @@ class GridArtifact(ArtifactSpec):
     baseline: str = Field(description="the lineage drawn as the baseline")
 
 
+class HeatmapArtifact(GridArtifact):
+    """A figure over alpha x beta as heat maps: values, intervals, and what differs from the baseline."""
+
+    kind: Literal["heatmap"] = "heatmap"
+
+
+class ForestArtifact(ArtifactSpec):
+    """A forest plot: paired differences of lineages from a baseline."""
+
+    kind: Literal["forest"] = "forest"
+    rows: tuple[str, ...] = Field(min_length=1, description="lineages, in order")
+    baseline: str = Field(description="the lineage that all are compared with, none of the rows")
+    columns: tuple[str | ColumnSpec, ...] = Field(min_length=1, description="a panel each")
+
+
+class CurvesArtifact(ArtifactSpec):
+    """Training curves of lineages: loss, margins, log-probabilities, gradient norm and what else their logs hold."""
+
+    kind: Literal["curves"] = "curves"
+    rows: tuple[str, ...] = Field(min_length=1, description="lineages whose last stage is trained here, in order")
+    smooth: int = Field(default=1, gt=0, description="how many steps a drawn point is the mean of")
+
+
+class DistributionsArtifact(ArtifactSpec):
+    """Distributions of data: lengths; of triples also scores and their gaps."""
+
+    kind: Literal["distributions"] = "distributions"
+    data: tuple[str, ...] = Field(min_length=1, description="names under `data`, in order")
+    model: str | None = Field(
+        default=None, description="a name under `models`: lengths in its tokens, of the rows it keeps; null: in words"
+    )
+
+
 class FactsArtifact(ArtifactSpec):
     """The table of benchmarks. Item counts come from the results of one lineage."""
 
@@ -152,8 +190,18 @@ class ClaimsArtifact(ArtifactSpec):
 
 
 AnyArtifact = Annotated[
-    TableArtifact | PivotArtifact | GridArtifact | FactsArtifact | ClaimsArtifact, Field(discriminator="kind")
+    TableArtifact
+    | PivotArtifact
+    | GridArtifact
+    | HeatmapArtifact
+    | ForestArtifact
+    | CurvesArtifact
+    | DistributionsArtifact
+    | FactsArtifact
+    | ClaimsArtifact,
+    Field(discriminator="kind"),
 ]
+FIGURES = ("grid", "heatmap", "forest", "curves", "distributions")  # the kinds of artifacts that are pictures
 
 
 class Resources(Settings):
@@ -198,9 +246,11 @@ class Experiment(Settings):
     results_dir: str = Field(
         pattern=r"^[A-Za-z0-9._/-]+$", description="root of its results, relative to the repository"
     )
+    title: str = Field(default="", description="title of the study, on its page; empty: its name")
+    abstract: str = Field(default="", description="what the study asks and does, on its page")
     notice: str = Field(default="", description="a sentence that every artifact carries")
     published: str | None = Field(
-        default=None, description="file with the published values that `trialign compare` shows beside the tables"
+        default=None, description="file with the published values that tables show beside ours"
     )
     seeds: tuple[NonNegativeInt, ...] = Field(min_length=1, description="seeds of the runs; cells are means over them")
     world: WorldSettings | None = Field(default=None, description="the generated demo world; null: none")
@@ -225,6 +275,11 @@ class Experiment(Settings):
     judges: dict[JudgeName, Judge] = Field(default={}, description="who judges")
     artifacts: dict[Name, AnyArtifact] = Field(min_length=1, description="tables and figures")
     resources: RuleResources = Field(default=RuleResources(), description="what jobs ask of the scheduler")
+    tracking: tuple[Literal["tensorboard"], ...] = Field(
+        default=(),
+        description="what trainings report to besides their log, in <results>/tracking; no result depends on it; "
+        "tensorboard: pip install 'trialign[tensorboard]'",
+    )
     hardware: Hardware = Field(default=Hardware(), description="the machine that estimates are for")
     expect: Expectations = Field(default=Expectations(), description="what estimates assume until it is measured")
 
@@ -255,6 +310,12 @@ class Experiment(Settings):
             except UserError as error:
                 raise UserError(f"lineage '{text}': {error}") from None
         return Lineage.parse(str(Lineage(lineage.base, stages)))
+
+    def candidates(self, lineage: Lineage) -> list[Lineage]:
+        """Return what the last stage of a lineage chooses from; none where it is trained."""
+        if lineage.last is None or lineage.parent is None:
+            return []
+        return [self.lineage(f"{lineage.parent}+{text}") for text in self.preset(lineage.last).candidates]
 
     def preset(self, stage: Stage) -> StagePreset:
         """Return the preset of a stage; UserError where there is none."""
@@ -301,11 +362,18 @@ class Experiment(Settings):
     def _canonical(self, parent: Lineage, stage: Stage) -> Stage:
         preset = self.preset(stage)
         method = methods.get(preset.method)
+        if preset.candidates:
+            if stage.params:
+                raise UserError(f"stage '{stage}' takes its parameters from its candidates: leave them out")
+            return stage
         allowed = [*method.Params.model_fields, *Training.model_fields, "view"]
         for key, _ in stage.params:
             if key not in allowed:
                 raise UserError(f"stage '{stage}': {_unknown('parameter', key, allowed)}")
         params, training = self.params(stage), self.training_of(stage)
+        if training.tokens_of and (training.packing or self.data[preset.data].kind != "triples"):
+            what = "packed rows" if training.packing else f"the conversations of '{preset.data}'"
+            raise UserError(f"stage '{stage}': tokens_of: {what} have no views to count: leave it out")
         plain = Stage(stage.name)
         usual = self.params(plain).model_dump() | preset.training.model_dump() | {"view": self.view(parent, plain)}
         values = params.model_dump() | training.model_dump() | {"view": self.view(parent, stage)}
@@ -409,6 +477,7 @@ def _problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
             experiment.lineage(f"{next(iter(experiment.models))}+{name}")
         except UserError as error:
             yield where, str(error)
+        yield from _candidate_problems(experiment, where, preset)
         yield from _split_problems(experiment, where, preset)
     for section, there in (("data", experiment.data), ("benchmarks", experiment.benchmarks)):
         for name in getattr(experiment.expect, section):
@@ -422,6 +491,25 @@ def _problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
             _check_artifact(experiment, artifact)
         except UserError as error:
             yield f"artifacts.{name}", str(error)
+
+
+def _candidate_problems(experiment: Experiment, where: str, preset: StagePreset) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with the candidates of a stage: they differ in their settings alone."""
+    where = f"{where}.candidates"
+    if len(set(preset.candidates)) != len(preset.candidates) or len(preset.candidates) == 1:
+        yield where, "there is nothing to choose: give two or more stages, each once"
+    for text in preset.candidates:
+        try:
+            stage = Stage.parse(text)
+            other = experiment.preset(stage)
+            experiment.lineage(f"{next(iter(experiment.models))}+{text}")
+        except UserError as error:
+            yield where, str(error)
+            continue
+        if (other.method, other.data) != (preset.method, preset.data):
+            yield where, f"'{text}' is {other.method} on {other.data}, not {preset.method} on {preset.data}"
+        if other.candidates or other.imported:
+            yield where, f"'{text}' is not trained here: name stages that are"
 
 
 def _split_problems(experiment: Experiment, where: str, preset: StagePreset) -> Iterator[tuple[str, str]]:
@@ -496,6 +584,8 @@ def _source_problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
         yield "seeds", f"{list(experiment.seeds)} holds a seed twice: leave one"
     if "results" in experiment.artifacts:
         yield "artifacts.results", "results.csv is made anyway: choose another name"
+    if "index" in experiment.artifacts:
+        yield "artifacts.index", "index.html is made anyway: choose another name"
     if experiment.published and not Path(experiment.published).is_file():
         yield "published", f"'{experiment.published}' does not exist; name the file with the published values"
     for name, data in experiment.data.items():
@@ -576,6 +666,17 @@ def _check_artifact(experiment: Experiment, artifact: Any) -> None:
                 raise UserError(f"lineage: '{artifact.lineage}' does not end in a stage that takes alpha and beta")
             lineages = [artifact.baseline, *grid_lineages(artifact)]
             _check_columns(experiment, artifact.columns)
+        case ForestArtifact():
+            lineages = list(artifact.rows)
+            _check_columns(experiment, artifact.columns)
+            if experiment.lineage(artifact.baseline) in map(experiment.lineage, lineages):
+                raise UserError(f"rows: '{artifact.baseline}' is the baseline: leave it out of the rows")
+        case CurvesArtifact():
+            lineages = list(artifact.rows)
+            _check_trained(experiment, lineages)
+        case DistributionsArtifact():
+            lineages = []
+            _check_data(experiment, artifact)
         case FactsArtifact():
             lineages = [artifact.lineage]
             _check_columns(experiment, artifact.benchmarks)
@@ -586,9 +687,29 @@ def _check_artifact(experiment: Experiment, artifact: Any) -> None:
     seen: dict[str, str] = {}
     for text in lineages:
         canonical = str(experiment.lineage(text))
-        if canonical in seen and isinstance(artifact, TableArtifact):
+        if canonical in seen and isinstance(artifact, TableArtifact | ForestArtifact | CurvesArtifact):
             raise UserError(f"rows: '{text}' and '{seen[canonical]}' are the same lineage: leave one")
         seen[canonical] = text
+
+
+def _check_trained(experiment: Experiment, lineages: Sequence[str]) -> None:
+    for text in lineages:
+        lineage = experiment.lineage(text)
+        stage = lineage.last
+        if stage is None:
+            raise UserError(f"rows: '{text}' is a base model, which no stage trains: name a lineage with a stage")
+        if str(lineage) == f"{lineage.base}+{stage.name}" and lineage.base in experiment.preset(stage).imported:
+            raise UserError(f"rows: '{text}' is taken as published, there is no log of its training: leave it out")
+
+
+def _check_data(experiment: Experiment, artifact: DistributionsArtifact) -> None:
+    for name in artifact.data:
+        if name not in experiment.data:
+            raise UserError(f"data: {_unknown('data set', name, experiment.data)}")
+        if artifact.data.count(name) > 1:
+            raise UserError(f"data: '{name}' is there twice: leave one")
+    if artifact.model is not None and artifact.model not in experiment.models:
+        raise UserError(f"model: {_unknown('model', artifact.model, experiment.models)}")
 
 
 def _check_claims(experiment: Experiment, artifact: ClaimsArtifact) -> None:

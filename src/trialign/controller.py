@@ -10,7 +10,7 @@ import atexit
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,23 @@ def register(locks: Iterable[str]) -> None:
 
 def others_at_work() -> bool:
     """Say whether another Snakemake is at work in this folder, or may be."""
-    return any(lease.lives(told) is not False for _, told in _records())
+    return bool(at_work())
+
+
+def at_work() -> list[tuple[str, bool | None]]:
+    """Return each other Snakemake of this folder that is not known to be dead, in words, and whether it lives.
+
+    None: that cannot be told. Nothing is cleared: for whoever only looks.
+    """
+    found = [(_who(told), lease.lives(told)) for _, told in _records()]
+    return [(who, alive) for who, alive in found if alive is not False]
 
 
 def clear_dead_locks() -> list[str]:
     """Remove the locks of starts that are dead. Returns lines for people: what was cleared, and who else is at work."""
     said = []
     for record, told in _records():
-        who = f"Snakemake of {told['started']} (process {told['pid']} on {told['host']})"
+        who = _who(told)
         alive = lease.lives(told)
         if alive is False:
             cleared = [Path(path) for path, stamp in told["locks"].items() if _stamp(path) == stamp]
@@ -56,6 +65,10 @@ def clear_dead_locks() -> list[str]:
                 f"{record} and run snakemake --unlock"
             )
     return said
+
+
+def _who(told: Mapping[str, Any]) -> str:
+    return f"Snakemake of {told['started']} (process {told['pid']} on {told['host']})"
 
 
 def _records() -> Iterator[tuple[Path, dict[str, Any]]]:

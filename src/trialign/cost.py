@@ -195,8 +195,10 @@ def train_flops(recipe: recipes.TrainRecipe, shape: Shape, rows: Rows) -> tuple[
     length, number = rows.length, rows.train
     if training.packing:  # the batch counts packed rows
         length, number = training.packing, math.ceil(rows.train * rows.length / training.packing)
-    steps = math.ceil(number / training.batch) * training.epochs
-    prompts = number * training.epochs
+    # by branches: what a prompt adds to both sides is not known here
+    epochs = training.epochs * (BRANCHES[training.tokens_of] / branches if training.tokens_of else 1)
+    steps = math.ceil(number / training.batch) * epochs
+    prompts = number * epochs
     if training.max_steps and training.max_steps < steps:
         prompts = training.max_steps * training.batch
     once = forward_flops(shape, length, branches * length)  # a prompt's branches

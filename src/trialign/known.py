@@ -44,7 +44,7 @@ SHORTEST = 256  # tokens: a max_length that is still worth proposing
 RECORDS = 400  # of the newest records at most, measured times are taken
 KINDS = {
     "world": "prepare", "fetch": "fetch", "tokenizer": "prepare", "prepare": "prepare", "overlap": "prepare",
-    "tokens": "prepare",
+    "tokens": "prepare", "choose": "prepare",
     "pretrain": "pretrain", "import_model": "fetch", "reference": "evaluate", "train": "train",
     "evaluate": "evaluate", "answer": "answer",
     "judge": "judge",

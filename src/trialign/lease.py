@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,15 @@ KILL_SECONDS = 60.0
 
 
 @contextmanager
-def held(work: Path) -> Iterator[Path]:
+def held(work: Path, what: Mapping[str, Any] | None = None) -> Iterator[Path]:
     """Hold the folder `work`, made if it is not there; removed in the end, but kept when the holder fails or dies.
 
+    what: of the work, JSON values that stand in the lease beside its holder, for whoever reads it (`trialign status`).
     Follows a dead holder; waits for a live one of this host, but never inside a SLURM job, which would idle: Again
     names the job to come after. UserError for a holder of which it cannot be told whether it lives.
     """
     lease = work / LEASE
-    mine = json.dumps(myself())
-    while not _create(lease, mine):
+    while not _create(lease, json.dumps({**(what or {}), **myself(), "since": time.time()})):
         time.sleep(_clear_dead(lease))
     try:
         yield work
@@ -61,14 +61,17 @@ def is_held(work: Path) -> bool:
         return False
 
 
-def lives(holder: Mapping[str, Any]) -> bool | None:
-    """Say whether a holder, as `myself` described it, lives; None where neither kernel nor SLURM can tell."""
+def lives(holder: Mapping[str, Any], state: Callable[[str], str | None] = slurm.state) -> bool | None:
+    """Say whether a holder, as `myself` described it, lives; None where neither kernel nor SLURM can tell.
+
+    state: what is asked for the state of a SLURM job; see `slurm.state`.
+    """
     here, job = holder["host"] == socket.gethostname(), holder.get("job")
     if here and _birth(holder["pid"]) == holder["birth"]:
         return True
     if job and job != slurm.own_job():
         with suppress(slurm.Silent):
-            return slurm.state(job) in slurm.ALIVE  # on this host too: processes that it started may outlive it
+            return state(job) in slurm.ALIVE  # on this host too: processes that it started may outlive it
         return False if here else None
     return False if here or job else None  # its own job: before that was requeued
 

@@ -1,7 +1,7 @@
 """The ledger of a working directory: which SLURM job makes which output, and where its log is.
 
 The executor writes an entry when it has submitted a job and removes it when the job has ended. What a killed controller
-leaves is how the next one finds its jobs again, and what `trialign jobs` shows.
+leaves is how the next one finds its jobs again, and what `trialign status` shows.
 """
 
 from __future__ import annotations

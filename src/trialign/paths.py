@@ -11,6 +11,9 @@
 <results>/.work/<fingerprint>                         work in progress, its lease and its checkpoints
 <results>/.shared/responses.sqlite                    what judges responded, raw, shared by all judging
 <results>/.shared/endpoints.json                      how judges are reached, as the last start's config says
+<results>/.shared/config.json                         the last start's config, with all overlays
+<results>/.shared/tracking.json                       what trainings report to besides their log, as it says too
+<results>/tracking/<lineage>/seed<k>                  what they reported
 """
 
 from __future__ import annotations
@@ -25,9 +28,13 @@ STORE = ".store"
 WORK = ".work"
 SHARED = ".shared"
 ENDPOINTS = "endpoints.json"  # in SHARED
+CONFIG = "config.json"  # in SHARED
+TRACKING = "tracking.json"  # in SHARED
 STAMP = "experiment.json"
 PROVENANCE = "provenance"
+TRACKED = "tracking"
 AGAIN = ".again"  # in place of a log's suffix: its step is to be started again, and why
+FAILED = ".failed"  # in place of a log's suffix: its step failed, when and why; gone once it is started again
 
 WORLD = "<results>/data/world"
 SOURCE = "<results>/data/source/{source}"
@@ -61,6 +68,11 @@ def parse_suite(path: Path) -> SuiteId:
     if not match:
         raise ValueError(f"{path} is not a suite folder (runs/<lineage>/seed<k>/<suite>[/<judge>])")
     return SuiteId(match["lineage"], int(match["seed"]), match["suite"], match["judge"])
+
+
+def run_of(suite: Path) -> Path:
+    """Return the run's folder of a suite folder."""
+    return next(folder for folder in suite.parents if folder.parent.parent.name == "runs")
 
 
 def find_commands() -> None:

@@ -29,8 +29,8 @@ from trialign.errors import UserError
 from trialign.lineage import Lineage
 
 PLUGIN = "trialign-plan"
-ARTIFACT_RULES = ("table", "figure", "claims")
-MODEL_RULES = ("pretrain", "import_model", "train")
+ARTIFACT_RULES = ("table", "facts", "figure", "claims")
+MODEL_RULES = ("pretrain", "import_model", "train", "choose")
 REASONS_SHOWN = 20
 
 

@@ -8,6 +8,7 @@ would wait in a queue only to run out of it; downloads, judging and the results 
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -76,6 +77,16 @@ def check_lock(experiment: Experiment, workflow: Any) -> None:
     """Refuse sources that are not locked, of those that a Snakemake's jobs read, fetched before or not."""
     fetched = [job.wildcards_dict["source"] for job in workflow.dag.jobs if job.rule.name == "fetch"]
     study.check_lock(experiment, fetched)
+
+
+def check_tracking(experiment: Experiment, workflow: Any) -> None:
+    """Refuse to train with a tracker that is not installed."""
+    if workflow.is_main_process and any(job.rule.name == "train" for job in workflow.dag.needrun_jobs()):
+        for name in experiment.tracking:
+            if importlib.util.find_spec(name) is None:
+                raise UserError(
+                    f"config: tracking: {name} is not installed: pip install 'trialign[{name}]', or leave it out"
+                )
 
 
 def _nodes(tasks: Sequence[Task]) -> Iterable[str]:

@@ -27,7 +27,8 @@ from trialign.config import Experiment
 from trialign.plan import MODEL_RULES, Dag, Job
 
 MANIFEST = "pruned.jsonl"
-MODEL_STEPS = ("pretrain", "import", "train")
+MODEL_STEPS = ("pretrain", "import", "train", "choose")
+READERS_OF_RECORDS = ("index",)  # rules that read what is said of runs, and no model
 PARTS = "prune-"  # of names in .work: what a killed prune left
 
 
@@ -73,7 +74,8 @@ def manifest(dag: Dag, *, parents: bool, work: bool) -> list[Entry]:
     """
     root = Path(dag.experiment.results_dir)
     there = list(_models(dag, root))
-    kept = {path for job in dag.jobs if job.needed for path in _reads(dag, job)}
+    open_jobs = [job for job in dag.jobs if job.needed and job.rule not in READERS_OF_RECORDS]
+    kept = {path for job in open_jobs for path in _reads(dag, job)}
     names = {lineage for lineage, _ in _runs(dag, there)}
     going = []
     for model in sorted(there, key=lambda model: (-model.lineage.count("+"), model.name)):
@@ -202,6 +204,8 @@ def _recipe(dag: Dag, job: Job) -> str:
             return study.pretrain_recipe(dag.experiment, lineage, seed).canonical()
         case "import_model":
             return study.import_recipe(dag.experiment).canonical()
+        case "choose":
+            return study.choose_recipe(dag.experiment, lineage).canonical()
         case _:
             return study.train_recipe(dag.experiment, lineage, seed).canonical()
 

@@ -165,6 +165,19 @@ class TrainRecipe(Recipe):
     seed: int
 
 
+class ChooseRecipe(Recipe):
+    """Choose one of several runs of a method by what they reach on the evaluation rows.
+
+    Inputs: `candidate`, the run folders, in the order of `candidates`, their last stages as lineages spell them.
+    method: theirs.
+    """
+
+    step: Literal["choose"] = "choose"
+    version: Literal[1] = 1
+    method: str
+    candidates: tuple[str, ...]
+
+
 class EvaluateRecipe(Recipe):
     """Evaluate one suite of harness benchmarks on one model.
 
@@ -226,12 +239,33 @@ class Column(BaseModel):
         return self
 
 
+CHOSEN = "(chosen)"  # a text cell that says what the run's last stage chose, known once it has
+
+
 class Row(BaseModel):
-    """A row: its leading text cells (`Model`, `Align`, ...) and its lineage."""
+    """A row: its leading text cells (`Model`, `Align`, ..., or `CHOSEN`) and its lineage."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     lineage: str
     texts: dict[str, str]
+
+
+class Flag(BaseModel):
+    """What is to be known of a published number (`trialign.reporting.consistency`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: Literal["truncated", "inconsistent", "source"]
+    text: str
+
+
+class Published(BaseModel):
+    """A published number as it is printed, of a lineage and a column of numbers (its label)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    lineage: str
+    column: str
+    value: str
+    flags: tuple[Flag, ...] = ()
 
 
 class Artifact(Recipe):
@@ -247,24 +281,30 @@ class Artifact(Recipe):
     seeds: tuple[int, ...]
 
 
-class TableRecipe(Artifact):
+class Compared(Artifact):
+    """What tables of lineages share: the published numbers of their cells, none where the experiment names none."""
+
+    published: tuple[Published, ...] = ()
+
+
+class TableRecipe(Compared):
     """A table: rows are lineages, columns benchmarks. `texts` names the leading text columns, in order."""
 
     step: Literal["table"] = "table"
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     texts: tuple[str, ...]
     rows: tuple[Row, ...]
     columns: tuple[Column, ...]
 
 
-class PivotRecipe(Artifact):
+class PivotRecipe(Compared):
     """A table of one benchmark (Tables 3 and 7): `cells[row][column]` is a lineage.
 
     `rows` and `columns` give the order of the labels, which the sorted keys of `cells` lose.
     """
 
     step: Literal["pivot"] = "pivot"
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     corner: str
     rows: tuple[str, ...]
     columns: tuple[str, ...]
@@ -276,11 +316,60 @@ class GridRecipe(Artifact):
     """A figure over alpha x beta: `cells[alpha][beta]` is a lineage; `columns` are its panels; `baseline` a lineage."""
 
     step: Literal["grid"] = "grid"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     cells: dict[str, dict[str, str]]
     columns: tuple[Column, ...]
     baseline: str
     baseline_label: str
+
+
+class HeatmapRecipe(GridRecipe):
+    """The same as heat maps."""
+
+    step: Literal["heatmap"] = "heatmap"
+    version: Literal[1] = 1
+
+
+class Labelled(BaseModel):
+    """A lineage and what a figure calls it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    lineage: str
+    label: str
+
+
+class ForestRecipe(Artifact):
+    """A forest plot: paired differences of `rows` from `baseline`; `columns` are its panels."""
+
+    step: Literal["forest"] = "forest"
+    version: Literal[1] = 1
+    rows: tuple[Labelled, ...]
+    columns: tuple[Column, ...]
+    baseline: Labelled
+
+
+class CurvesRecipe(Artifact):
+    """Training curves of `rows`. Inputs: `run`, the `run.json` of each run of theirs, beside which its log lies.
+
+    smooth: how many steps a drawn point is the mean of.
+    """
+
+    step: Literal["curves"] = "curves"
+    version: Literal[1] = 1
+    rows: tuple[Labelled, ...]
+    smooth: int
+
+
+class DistributionsRecipe(Artifact):
+    """Distributions of lengths and scores of `data`, in order. Input: `data`, their prepared folders.
+
+    tokenizer: whose tokens lengths are counted in, which are then the inputs `tokens`; empty: words are counted.
+    """
+
+    step: Literal["distributions"] = "distributions"
+    version: Literal[1] = 1
+    data: tuple[str, ...]
+    tokenizer: str
 
 
 class FactsRecipe(Artifact):
@@ -291,7 +380,7 @@ class FactsRecipe(Artifact):
     """
 
     step: Literal["facts"] = "facts"
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     columns: tuple[str, ...]
     rows: tuple[dict[str, str], ...]
     benchmarks: tuple[str, ...]
@@ -326,6 +415,38 @@ class ResultsRecipe(Recipe):
     columns: tuple[Column, ...]
 
 
+class IndexArtifact(BaseModel):
+    """A table or figure on the study's page. Its numbers come from `suites` of each of its `lineages`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    title: str
+    caption: str
+    lineages: tuple[str, ...]
+    suites: tuple[str, ...]
+
+
+class IndexRecipe(Recipe):
+    """The study's page. `labels`: lineage -> what it is called; `columns`: each benchmark by its own metric, in order;
+    `shares`: the metrics that are shown in percent.
+
+    Inputs: `artifacts` (files), `results` (results.csv), `runs` (run.json of each run, ancestors included), `suites`
+    (suite folders), `cards` (folders with a card).
+    """
+
+    step: Literal["index"] = "index"
+    version: Literal[1] = 1
+    experiment: str
+    title: str
+    abstract: str
+    notice: str
+    seeds: tuple[int, ...]
+    labels: dict[str, str]
+    columns: tuple[Column, ...]
+    shares: tuple[str, ...]
+    artifacts: tuple[IndexArtifact, ...]
+
+
 AnyRecipe = Annotated[
     WorldRecipe
     | FetchRecipe
@@ -339,15 +460,21 @@ AnyRecipe = Annotated[
     | OverlapRecipe
     | ReferenceRecipe
     | TrainRecipe
+    | ChooseRecipe
     | EvaluateRecipe
     | AnswerRecipe
     | JudgeRecipe
     | TableRecipe
     | PivotRecipe
     | GridRecipe
+    | HeatmapRecipe
+    | ForestRecipe
+    | CurvesRecipe
+    | DistributionsRecipe
     | FactsRecipe
     | ClaimsRecipe
-    | ResultsRecipe,
+    | ResultsRecipe
+    | IndexRecipe,
     Field(discriminator="step"),
 ]
 _ANY: TypeAdapter[Any] = TypeAdapter(AnyRecipe)

@@ -107,6 +107,11 @@ class Training(Settings):
     )
     epochs: float = Field(default=1, gt=0, description="passes over the training data")
     max_steps: int | None = Field(default=None, gt=0, description="stop after this many steps; null: by epochs")
+    tokens_of: Literal["reference", "reference-rejected", "chosen-rejected", "triple"] | None = Field(
+        default=None,
+        description="train for as many steps as it takes to read the tokens that `epochs` passes of this view of the "
+        "same triples hold, each prompt counted once: those that read fewer responses take more; null: `epochs`",
+    )
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW weight decay")
     adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW beta1")
     adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW beta2")

@@ -20,6 +20,8 @@ import os
 import platform
 import shutil
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,8 +29,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from trialign import lease, paths
+from trialign import lease, paths, progress
 from trialign.errors import UserError
+from trialign.progress import Progress
 from trialign.recipes import Recipe
 
 R = TypeVar("R")
@@ -49,6 +52,7 @@ FUNCTIONS = {
     "pretrain": "trialign.training.pretrain:pretrain",
     "reference": "trialign.training.reference:compute",
     "train": "trialign.training.train:train",
+    "choose": "trialign.training.choose:choose",
     "overlap": "trialign.evaluation.overlap:overlap",
     "evaluate": "trialign.evaluation.harness:evaluate",
     "answer": "trialign.evaluation.mtbench:answer",
@@ -57,8 +61,13 @@ FUNCTIONS = {
     "pivot": "trialign.reporting.tables:pivot",
     "facts": "trialign.reporting.tables:facts",
     "claims": "trialign.reporting.claims:claims",
-    "grid": "trialign.reporting.figures:grid",
+    "grid": "trialign.reporting.grids:grid",
+    "heatmap": "trialign.reporting.grids:heatmap",
+    "forest": "trialign.reporting.forest:forest",
+    "curves": "trialign.reporting.curves:curves",
+    "distributions": "trialign.reporting.distributions:distributions",
     "results": "trialign.reporting.results:results",
+    "index": "trialign.reporting.index:index",
 }
 
 
@@ -69,7 +78,7 @@ class Step(Generic[R]):
     recipe: the typed recipe. inputs: named input paths. out: the folder to fill with the result, empty at the start.
     scratch: a folder that survives a kill and is removed once the result is published. processes: how many the step may
     run on, one for each GPU, on each of its `nodes`. shared: a folder of the results tree for what outlives all steps;
-    None: there is no tree.
+    None: there is no tree. place: what is made, as a path below that tree, such as runs/<lineage>/seed<k>.
     """
 
     recipe: R
@@ -79,6 +88,12 @@ class Step(Generic[R]):
     processes: int = 1
     nodes: int = 1
     shared: Path | None = None
+    place: str = ""
+
+    @property
+    def progress(self) -> Progress:
+        """Where the step says how far it is."""
+        return Progress(self.scratch.parent)
 
     def input(self, name: str) -> Path:
         """Return the only input called `name`; KeyError or ValueError if there is none or there are several."""
@@ -93,17 +108,20 @@ def run(
     output: Path,
     processes: int = 1,
     nodes: int = 1,
+    log: Path | None = None,
 ) -> str:
     """Make the step's result, or take it from the store, and link it into the folder `output`.
 
-    root: the results tree. processes, nodes: see `Step`; no part of what identifies the result. Returns "made" or
-    "restored".
+    root: the results tree. processes, nodes: see `Step`; no part of what identifies the result. log: where its output
+    goes, for whoever asks what is at work. Returns "made" or "restored".
     One process at a time works on a step (two outputs can be one step's: the tokenizers of two models with one recipe):
     see `lease.held` for what the others do. UserError: a missing input, a full disk. Again: to be continued in another
     start. What the step itself raises leaves its scratch folder to the next start.
     """
     try:
-        return _run(recipe, inputs, root, output, _Means(processes, nodes, root / paths.SHARED))
+        place = output.relative_to(root) if output.is_relative_to(root) else output
+        means = _Means(processes, nodes, root / paths.SHARED, place.as_posix())
+        return _run(recipe, inputs, root, output, means, log)
     except Exception as error:  # libraries that write say it in errors of their own
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
             raise UserError(
@@ -119,15 +137,19 @@ class _Means(NamedTuple):
     processes: int
     nodes: int
     shared: Path
+    place: str
 
 
-def _run(recipe: Recipe, inputs: Mapping[str, tuple[Path, ...]], root: Path, output: Path, means: _Means) -> str:
+def _run(
+    recipe: Any, inputs: Mapping[str, tuple[Path, ...]], root: Path, output: Path, means: _Means, log: Path | None
+) -> str:  # fmt: skip
     fingerprints = {name: [input_fingerprint(path) for path in group] for name, group in inputs.items()}
     fingerprint = digest({"recipe": json.loads(recipe.canonical()), "inputs": fingerprints})
     stored = root / paths.STORE / fingerprint
     done = "restored"
     if not (stored / RUN_JSON).is_file():
-        with lease.held(root / paths.WORK / fingerprint) as work:
+        what = {"step": recipe.step, "place": means.place, "log": str(log or "")}
+        with lease.held(root / paths.WORK / fingerprint, what) as work:
             if not (stored / RUN_JSON).is_file():
                 _make(recipe, inputs, fingerprints, fingerprint, work, stored, means)
                 done = "made"
@@ -179,7 +201,8 @@ def _make(
     shutil.rmtree(out, ignore_errors=True)  # half a result of an earlier start is never read
     out.mkdir(parents=True)
     scratch.mkdir(exist_ok=True)
-    started, clock = datetime.now(UTC), time.monotonic()
+    (work / progress.FILE).unlink(missing_ok=True)  # an earlier start's
+    started, clock, commit = datetime.now(UTC), time.monotonic(), code()
     if recipe.step not in ("fetch", "web"):
         _switch_off_hub(scratch)
     facts = _function(recipe)(Step(recipe, inputs, out, scratch, *means))
@@ -187,14 +210,17 @@ def _make(
         "fingerprint": fingerprint,
         "recipe": json.loads(recipe.canonical()),
         "inputs": fingerprints,
+        "given": {name: [path.as_posix() for path in group] for name, group in inputs.items()},
         "facts": facts,
         "files": hashes(out),
         "versions": versions(),
+        "code": commit,
         "python": platform.python_version(),
         "host": socket.gethostname(),
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - clock, 3),
         "threads": os.environ.get("OMP_NUM_THREADS"),
+        "gpus": _gpus(means),
     }
     (out / RUN_JSON).write_text(json.dumps(record, indent=1, sort_keys=True, default=str) + "\n")
     stored.parent.mkdir(parents=True, exist_ok=True)
@@ -230,6 +256,33 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in VERSIONS}
 
 
+def code() -> dict[str, Any] | None:
+    """Return the commit of the git checkout that this package runs from, and whether its files differ from that.
+
+    None where it runs from no checkout (an installed package), or git is not there to ask.
+    """
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        asked = ["git", "--no-optional-locks", "-C", str(here.parent), *arguments]
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)  # an environment may lie in a checkout of something else
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "--", "."))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _gpus(means: _Means) -> int:
+    """Return how many GPUs the step worked on: one for each of several processes, or this one's if it took one."""
+    torch = sys.modules.get("torch")
+    number = means.processes * means.nodes
+    if number > 1:  # the others were children's
+        return number if torch and torch.cuda.is_available() else 0
+    return int(bool(torch and torch.cuda.is_initialized()))
+
+
 def _provenance_path(recipe: Any, root: Path, output: Path) -> Path:
     """Artifacts share the results root: their records lie together in `provenance/`, the others' beside the result."""
     name = getattr(recipe, "name", recipe.step)
@@ -253,11 +306,11 @@ def _link(stored: Path, output: Path, record: Path) -> None:
             continue
         if item.is_dir():
             shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(item, target, copy_function=_link_file)
+            shutil.copytree(item, target, copy_function=link_file)
         else:
             target.unlink(missing_ok=True)
-            _link_file(str(item), str(target))
-    _link_file(str(stored / RUN_JSON), str(record))
+            link_file(str(item), str(target))
+    link_file(str(stored / RUN_JSON), str(record))
 
 
 def _is_linked(stored: Path, output: Path, record: Path) -> bool:
@@ -269,7 +322,8 @@ def _is_linked(stored: Path, output: Path, record: Path) -> bool:
     return True
 
 
-def _link_file(source: str, target: str) -> str:
+def link_file(source: str, target: str) -> str:
+    """Give a published file another name; a copy where hard links are impossible. Returns `target`."""
     try:
         os.link(source, target)
     except OSError:

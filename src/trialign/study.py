@@ -16,12 +16,17 @@ from typing import TypeVar, cast
 
 from trialign import claims, lock, methods, paths, recipes
 from trialign.config import (
+    FIGURES,
     AnyArtifact,
     ClaimsArtifact,
     ColumnSpec,
+    CurvesArtifact,
+    DistributionsArtifact,
     Experiment,
     FactsArtifact,
+    ForestArtifact,
     GridArtifact,
+    HeatmapArtifact,
     PivotArtifact,
     TableArtifact,
     grid_lineages,
@@ -29,6 +34,7 @@ from trialign.config import (
 )
 from trialign.errors import UserError, nearest
 from trialign.lineage import Lineage, Stage, spell
+from trialign.reporting import published
 from trialign.settings import (
     ChatRules,
     FeedbackRules,
@@ -46,8 +52,8 @@ from trialign.settings import (
 
 # the rules, which are targets without a folder
 RULES = (
-    "all", "answer", "claims", "downloads", "evaluate", "fetch", "figure", "import_model", "judge", "overlap",
-    "prepare", "pretrain", "reference", "results", "table", "tokenizer", "tokens", "train", "world",
+    "all", "answer", "choose", "claims", "downloads", "evaluate", "facts", "fetch", "figure", "import_model", "index",
+    "judge", "overlap", "prepare", "pretrain", "reference", "results", "table", "tokenizer", "tokens", "train", "world",
 )  # fmt: skip
 HIGHEST_SCORE = 10.0  # of a judge
 SHARES = ("acc", "acc_norm", "exact_match", "f1")  # the harness's metrics that tables show in percent
@@ -93,7 +99,7 @@ def _check_target(experiment: Experiment, place: Path, target: Path) -> None:
         canonical(experiment, place.parts[1])
     elif len(place.parts) == 1 and place.suffix:
         files = [Path(file).name for name in experiment.artifacts for file in artifact_files(experiment, name)]
-        if place.name not in [*files, "results.csv"]:
+        if place.name not in [*files, "results.csv", "index.html"]:
             meant = [f"{experiment.results_dir}/{file}" for file in files]
             raise UserError(f"no artifact makes '{target}'{nearest(str(target), meant)}")
     elif _owner(target):
@@ -123,9 +129,12 @@ def _owner(target: Path) -> str:
 
 
 def stamp(experiment: Experiment) -> None:
-    """Mark a results tree as this experiment's, and write down how its judges are reached now."""
-    _write_json(Path(experiment.results_dir) / paths.STAMP, {"name": experiment.name})
+    """Mark a results tree as this experiment's; write down its config, its endpoints, what trainings report to."""
+    root = Path(experiment.results_dir)
+    _write_json(root / paths.STAMP, {"name": experiment.name})
+    _write_json(root / paths.SHARED / paths.CONFIG, experiment.model_dump(mode="json"))
     write_endpoints(experiment)
+    _write_json(root / paths.SHARED / paths.TRACKING, list(experiment.tracking))
 
 
 def write_endpoints(experiment: Experiment) -> None:
@@ -149,14 +158,18 @@ def lineages(experiment: Experiment, artifact: AnyArtifact) -> list[str]:
     match artifact:
         case ClaimsArtifact():
             return list(dict.fromkeys(lineage for lineage, _ in _claimed(experiment, artifact)))
-        case TableArtifact():
+        case TableArtifact() | CurvesArtifact():
             texts = list(artifact.rows)
+        case ForestArtifact():
+            texts = [artifact.baseline, *artifact.rows]
         case PivotArtifact():
             texts = [f"{row}+{stages}" for row in artifact.rows.values() for stages in artifact.columns.values()]
         case GridArtifact():
             texts = [artifact.baseline, *grid_lineages(artifact)]
         case FactsArtifact():
             texts = [artifact.lineage]
+        case DistributionsArtifact():
+            texts = []
     return list(dict.fromkeys(str(experiment.lineage(text)) for text in texts))
 
 
@@ -173,6 +186,8 @@ def benchmarks(artifact: AnyArtifact) -> set[str]:
             specs: Sequence[str | ColumnSpec] = (artifact.benchmark,)
         case FactsArtifact():
             specs = artifact.benchmarks
+        case CurvesArtifact() | DistributionsArtifact():
+            specs = ()
         case ClaimsArtifact():
             found = claims.read(Path(artifact.file))
             specs = [name for claim in found if claim.kind != "orders" for name in claim.benchmarks]
@@ -191,6 +206,36 @@ def results(experiment: Experiment, artifacts: Iterable[AnyArtifact]) -> list[st
         for suite in needed
     ]
     return list(dict.fromkeys(found))
+
+
+def runs(experiment: Experiment) -> list[Lineage]:
+    """Return the lineages behind all artifacts, each after those that it was trained on, back to what is imported."""
+    published, found = imported(experiment), dict[Lineage, None]()
+    for artifact in experiment.artifacts.values():
+        for text in lineages(experiment, artifact):
+            chain = [Lineage.parse(text)]
+            while str(chain[0]) not in published and (parent := chain[0].parent):
+                chain.insert(0, parent)
+            found |= dict.fromkeys(chain)
+    return list(found)
+
+
+def index_inputs(experiment: Experiment) -> dict[str, list[str]]:
+    """Return what the study's page is made of: the inputs of its step, by name."""
+    behind, published = runs(experiment), imported(experiment)
+    own = [(run.base, experiment.preset(run.last).data) for run in behind if run.last and str(run) not in published]
+    return {
+        "artifacts": [file for name in experiment.artifacts for file in artifact_files(experiment, name)],
+        "results": [fill(experiment, "<results>/results.csv")],
+        "runs": [
+            fill(experiment, paths.RUN_JSON, lineage=run, seed=seed) for run in behind for seed in experiment.seeds
+        ],
+        "suites": results(experiment, experiment.artifacts.values()),
+        "cards": [
+            *(fill(experiment, paths.PREPARED, data=data) for data in dict.fromkeys(data for _, data in own)),
+            *(fill(experiment, paths.TOKENS, model=model, data=data) for model, data in dict.fromkeys(own)),
+        ],
+    }
 
 
 def _needs(experiment: Experiment, artifact: AnyArtifact) -> list[tuple[str, list[str]]]:
@@ -213,6 +258,27 @@ def overlaps(experiment: Experiment, artifact: AnyArtifact) -> list[str]:
     return [fill(experiment, paths.OVERLAP, data=name) for name in asked]
 
 
+def shown_runs(experiment: Experiment, artifact: AnyArtifact) -> list[str]:
+    """Return the records of the runs whose logs an artifact shows."""
+    rows = lineages(experiment, artifact) if isinstance(artifact, CurvesArtifact) else []
+    return [
+        fill(experiment, paths.RUN_JSON, lineage=lineage, seed=seed) for lineage in rows for seed in experiment.seeds
+    ]
+
+
+def prepared(experiment: Experiment, artifact: AnyArtifact) -> list[str]:
+    """Return the prepared data sets that an artifact shows."""
+    names = artifact.data if isinstance(artifact, DistributionsArtifact) else ()
+    return [fill(experiment, paths.PREPARED, data=name) for name in names]
+
+
+def tokens(experiment: Experiment, artifact: AnyArtifact) -> list[str]:
+    """Return the tokens of data sets that an artifact counts."""
+    if not isinstance(artifact, DistributionsArtifact) or artifact.model is None:
+        return []
+    return [fill(experiment, paths.TOKENS, model=artifact.model, data=name) for name in artifact.data]
+
+
 def suite_path(experiment: Experiment, lineage: str, seed: int | str, suite: str) -> str:
     """Return the folder of a suite's results: for a judged suite, the judge's."""
     return fill(experiment, paths.SUITE, lineage=lineage, seed=seed, suite=suite)
@@ -225,8 +291,10 @@ def fill(experiment: Experiment, pattern: str, **values: object) -> str:
 
 def artifact_files(experiment: Experiment, name: str) -> list[str]:
     """Return the files of an artifact."""
-    kinds = ("csv", "png", "svg", "pdf") if experiment.artifacts[name].kind == "grid" else ("csv", "md", "tex", "html")
-    return [f"{experiment.results_dir}/{name}.{kind}" for kind in kinds]
+    kind = experiment.artifacts[name].kind
+    forms = ("csv", "png", "svg", "pdf") if kind in FIGURES else ("csv", "md", "tex", "html")
+    numbers = ("cells.csv", "pairs.csv") if kind in ("table", "pivot") else ()
+    return [f"{experiment.results_dir}/{name}.{form}" for form in forms + numbers]
 
 
 def _benchmarks(spec: str | ColumnSpec) -> Sequence[str]:
@@ -383,6 +451,9 @@ def downloads_needed(experiment: Experiment) -> list[str]:
         if overlaps(experiment, artifact):
             named |= {item.source for item in experiment.benchmarks.values()}
             named |= {experiment.data[name].source for name in datasets(experiment, artifact)}
+        if isinstance(artifact, DistributionsArtifact):
+            named |= {experiment.data[name].source for name in artifact.data}
+            named |= {experiment.models[artifact.model].source or ""} if artifact.model else set()
     return [name for name in downloads(experiment) if name in named]
 
 
@@ -473,6 +544,18 @@ def train_recipe(experiment: Experiment, lineage: Lineage, seed: int) -> recipes
         training=experiment.training_of(stage),
         seed=seed,
     )
+
+
+def choosing_stages(experiment: Experiment) -> list[str]:
+    """Return the stages that choose one of several candidates in place of training."""
+    return [name for name, preset in experiment.stages.items() if preset.candidates]
+
+
+def choose_recipe(experiment: Experiment, lineage: Lineage) -> recipes.ChooseRecipe:
+    """Return the recipe of a lineage's last stage, which chooses one of several candidates."""
+    stage = cast(Stage, lineage.last)
+    candidates = tuple(str(candidate.last) for candidate in experiment.candidates(lineage))
+    return recipes.ChooseRecipe(method=experiment.preset(stage).method, candidates=candidates)
 
 
 def reading(experiment: Experiment, lineage: Lineage) -> str | None:
@@ -570,7 +653,8 @@ def artifact_recipe(experiment: Experiment, name: str) -> recipes.Artifact:
         case TableArtifact():
             rows = _rows(experiment, artifact)
             columns = tuple(column(experiment, spec) for spec in artifact.columns)
-            return recipes.TableRecipe(**common, texts=artifact.texts, rows=rows, columns=columns)
+            known = published.of_artifact(experiment, name)
+            return recipes.TableRecipe(**common, texts=artifact.texts, rows=rows, columns=columns, published=known)
         case PivotArtifact():
             cells = {
                 row: {
@@ -587,15 +671,33 @@ def artifact_recipe(experiment: Experiment, name: str) -> recipes.Artifact:
                 columns=tuple(artifact.columns),
                 cells=cells,
                 column=number,
+                published=published.of_artifact(experiment, name),
             )
         case GridArtifact():
-            return recipes.GridRecipe(
+            kind = recipes.HeatmapRecipe if isinstance(artifact, HeatmapArtifact) else recipes.GridRecipe
+            return kind(
                 **common,
                 cells=_grid_cells(experiment, artifact),
                 columns=tuple(column(experiment, spec) for spec in artifact.columns),
                 baseline=str(experiment.lineage(artifact.baseline)),
                 baseline_label=_label(experiment, experiment.lineage(artifact.baseline)),
             )
+        case ForestArtifact():
+            baseline = experiment.lineage(artifact.baseline)
+            return recipes.ForestRecipe(
+                **common,
+                rows=_labelled(experiment, artifact.rows, beside=baseline),
+                columns=tuple(column(experiment, spec) for spec in artifact.columns),
+                baseline=recipes.Labelled(
+                    lineage=str(baseline), label=_label(experiment, baseline) + _spelled(baseline)
+                ),
+            )
+        case CurvesArtifact():
+            rows = _labelled(experiment, artifact.rows)
+            return recipes.CurvesRecipe(**common, rows=rows, smooth=artifact.smooth)
+        case DistributionsArtifact():
+            label = experiment.models[artifact.model].label if artifact.model else ""
+            return recipes.DistributionsRecipe(**common, data=artifact.data, tokenizer=label)
         case FactsArtifact():
             return _facts_recipe(experiment, artifact, common)
         case ClaimsArtifact():
@@ -606,6 +708,31 @@ def results_recipe(experiment: Experiment) -> recipes.ResultsRecipe:
     """Return the recipe of the tidy results."""
     return recipes.ResultsRecipe(
         experiment=experiment.name, columns=tuple(column(experiment, name) for name in experiment.benchmarks)
+    )
+
+
+def index_recipe(experiment: Experiment) -> recipes.IndexRecipe:
+    """Return the recipe of the study's page."""
+    found = [artifact_recipe(experiment, name) for name in experiment.artifacts]
+    return recipes.IndexRecipe(
+        experiment=experiment.name,
+        title=experiment.title or f"Study {experiment.name}",
+        abstract=experiment.abstract,
+        notice=experiment.notice,
+        seeds=experiment.seeds,
+        labels={str(run): _label(experiment, run) + _spelled(run) for run in runs(experiment)},
+        columns=tuple(column(experiment, name) for name in experiment.benchmarks),
+        shares=SHARES,
+        artifacts=tuple(
+            recipes.IndexArtifact(
+                name=artifact.name,
+                title=artifact.title,
+                caption=artifact.caption,
+                lineages=tuple(lineages(experiment, experiment.artifacts[artifact.name])),
+                suites=tuple(suites(experiment, experiment.artifacts[artifact.name])),
+            )
+            for artifact in found
+        ),
     )
 
 
@@ -689,6 +816,10 @@ def _text(experiment: Experiment, lineage: Lineage, name: str) -> str:
         return "-"
     if name == "Align":
         return _preset_label(experiment, stage.name)
+    if experiment.preset(stage).candidates:
+        return recipes.CHOSEN
+    if name == "Chosen":
+        return "-"
     training = experiment.training_of(stage)
     values = {"Learning Rate": training.learning_rate, "Epoch": training.epochs, "Batch Size": training.batch}
     return spell(values[name])
@@ -698,6 +829,25 @@ def _label(experiment: Experiment, lineage: Lineage) -> str:
     parts = [experiment.models[lineage.base].label]
     parts += [_preset_label(experiment, stage.name) for stage in lineage.stages]
     return "+".join(parts)
+
+
+def _labelled(
+    experiment: Experiment, texts: Sequence[str], beside: Lineage | None = None
+) -> tuple[recipes.Labelled, ...]:
+    """Return lineages with short labels: of their stages alone where all have one base (`beside`, too).
+
+    Where two would read the same, what their last stages spell is added.
+    """
+    found = [experiment.lineage(text) for text in texts]
+    one_base = len({lineage.base for lineage in (*found, *([beside] if beside else []))}) == 1
+    labels = [_label(experiment, lineage) for lineage in found]
+    if one_base:
+        base = experiment.models[found[0].base].label
+        labels = [label.removeprefix(base) or label for label in labels]
+    return tuple(
+        recipes.Labelled(lineage=str(lineage), label=label + (_spelled(lineage) if labels.count(label) > 1 else ""))
+        for lineage, label in zip(found, labels, strict=True)
+    )
 
 
 def _preset_label(experiment: Experiment, name: str) -> str:

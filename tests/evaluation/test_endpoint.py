@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import time
@@ -13,8 +14,11 @@ import pytest
 from endpoint_room import KEY, MODEL, serving
 from judge_room import published, run, start, write_questions
 
+from trialign import steps
 from trialign.evaluation.endpoint import Endpoint, _retry_after
 from trialign.evaluation.responses import Responses
+from trialign.recipes import JudgeRecipe
+from trialign.reporting import explain, verify
 from trialign.settings import EndpointSettings, JudgeRules
 
 QUESTIONS = 20
@@ -272,3 +276,33 @@ def test_all_wait_as_long_as_the_endpoint_asks_one_of_them_to(folder, concurrenc
         refused = server.lines("failed pause")[0]["at"]
         later = [line["at"] - refused for line in server.lines("came") if line["at"] > refused + 0.2]
     assert min(later) > 2.4  # those that were under way already came before
+
+
+def test_published_judgments_are_held_to_what_the_judge_responded(folder):
+    """By `explain --check`: a changed response, or a judgment that was rewritten with its hash, is named."""
+    tree, place = folder / "root", "root/runs/m/seed1/mtbench/gpt"
+    with serving(folder / "server", unrated=1) as endpoint:  # the first response to each request has no rating
+        status, said = run(folder, endpoint.url)
+    assert status == 0, said
+    recipe = JudgeRecipe(name="gpt", benchmark="mtbench", judge=JudgeRules(kind="openai", model="gpt-test"))
+    inputs = {"answers": (folder / "answers.jsonl",), "questions": (folder / "questions",)}
+    assert steps.run(recipe, inputs, tree, folder / place) == "restored"
+    (tree / "experiment.json").write_text('{"name": "mine"}')
+    report = verify.check(explain.explain(folder / place))
+    assert report.problems == [] and report.unchecked == []
+    judgments, record = folder / place / "judgments.jsonl", folder / place / "run.json"
+    lines = judgments.read_text().splitlines()
+    changed = json.loads(lines[1])
+    changed["judgment"] += "!"
+    with judgments.open("w") as file:  # in place: under the store's name too
+        file.write("\n".join([lines[0], json.dumps(changed), *lines[2:]]) + "\n")
+    told = json.loads(record.read_text())
+    told["files"]["judgments.jsonl"] = hashlib.sha256(judgments.read_bytes()).hexdigest()
+    with record.open("w") as file:
+        json.dump(told, file)
+    where = f"question {changed['question_id']}, turn {changed['turn']}"
+    (problem,) = verify.check(explain.explain(folder / place)).problems
+    assert problem == f"runs/m/seed1/mtbench/gpt/judgments.jsonl: {where}: not what the judge responded"
+    (tree / ".shared/responses.sqlite").unlink()
+    report = verify.check(explain.explain(folder / place))
+    assert report.problems == [] and "no stored responses" in report.unchecked[0]

@@ -10,6 +10,7 @@ import pytest
 from evaluation_helpers import read_lines, start_again, write_lines
 from scipy import stats
 
+from trialign import progress
 from trialign.errors import UserError
 from trialign.evaluation import judge as judging
 from trialign.evaluation.judge import judge
@@ -64,6 +65,8 @@ def test_items_follow_the_rubric(inputs, make_step):
     assert {name: part["mean"] for name, part in results["strict"]["categories"].items()} == {"math": 6.0, "stem": 5.0}
     assert results["fastchat"]["mean"] == results["strict"]["mean"] == 5.5
     assert json.loads((step.out / "card.json").read_text())["empty_answers"] == 1
+    told = progress.read(step.scratch.parent)
+    assert told["done"] == told["of"] == 4 and told["unit"] == "judgments"
 
 
 def test_judgments_are_in_fastchats_format(inputs, make_step):

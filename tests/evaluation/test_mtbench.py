@@ -17,6 +17,7 @@ import torch
 from evaluation_helpers import TEMPLATE, read_lines, save_model, start_again, write_lines
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from trialign import progress
 from trialign.errors import UserError
 from trialign.evaluation.mtbench import Noise, Prompt, Writer, answer, model_id
 from trialign.recipes import AnswerRecipe
@@ -147,6 +148,8 @@ def test_the_file_is_fastchats_and_a_rerun_gives_the_same_bytes(model_folder, qu
     row = read_lines(steps[0].out / "answers.jsonl")[0]
     assert row.keys() == {"question_id", "answer_id", "model_id", "choices", "tstamp"}
     assert row["choices"][0].keys() == {"index", "turns"}
+    told = progress.read(steps[0].scratch.parent)
+    assert told["done"] == told["of"] == 2 * len(read_lines(steps[0].out / "answers.jsonl"))
 
 
 def test_a_restart_reuses_what_was_written_down(model_folder, questions, make_step, tmp_path):

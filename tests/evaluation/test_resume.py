@@ -16,7 +16,7 @@ from evaluation_helpers import read_lines, save_model, start_again, write_lines
 from lm_eval.models.huggingface import HFLM
 from transformers import MistralForCausalLM
 
-from trialign import paths, steps
+from trialign import paths, progress, steps
 from trialign.errors import UserError
 from trialign.evaluation import harness, language_model
 from trialign.evaluation.journal import Journal
@@ -184,6 +184,8 @@ def test_a_journal_of_something_else_is_not_used(inputs, whole, make_step, tmp_p
     harness.evaluate(first)
     total = len(whole[1])
     assert len(read) == len(read_lines(first.scratch / language_model.JOURNAL)) == total
+    told = progress.read(first.scratch.parent)
+    assert told["done"] == told["of"] == 9 * 4 + 7 * 4 and told["unit"] == "requests"
 
     def calls(made, version=language_model.version):
         """Return how many batches are computed where the first start's journal is there."""

@@ -1,13 +1,15 @@
-"""Suite folders with invented items, and steps that read them."""
+"""Suite folders with invented items, steps that read them, and tables read back."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from markdown_it import MarkdownIt
 
 from trialign.recipes import Recipe, parse
 from trialign.steps import Step
@@ -41,15 +43,34 @@ class Study:
         }
         (folder / "run.json").write_text(json.dumps(made))
 
-    def run(self, function: Callable[[Step[Any]], dict[str, Any]], recipe: Recipe, name: str = "out") -> Path:
-        """Run a step on all folders; the recipe goes through its canonical text, as in a rule."""
+    def run(
+        self,
+        function: Callable[[Step[Any]], dict[str, Any]],
+        recipe: Recipe,
+        name: str = "out",
+        **inputs: Iterable[Path],
+    ) -> Path:
+        """Run a step on `inputs`, or on all suite folders; the recipe goes through its canonical text, as in a rule."""
         out, scratch = self.root / name, self.root / "scratch"
         out.mkdir()
         scratch.mkdir(exist_ok=True)
-        function(Step(parse(recipe.canonical()), {"results": tuple(self.folders)}, out, scratch))
+        given = {key: tuple(paths) for key, paths in inputs.items()} or {"results": tuple(self.folders)}
+        function(Step(parse(recipe.canonical()), given, out, scratch))
         return out
 
 
 def right(benchmark: str, metric: str, k: int, n: int, subset: str = "") -> list[Record]:
     """Return records of `n` items of which the first `k` are right."""
     return [(benchmark, subset, str(i), metric, float(i < k)) for i in range(n)]
+
+
+def markdown_rows(path: Path) -> list[list[str]]:
+    """Return the cells of a Markdown table as a Markdown parser reads them, headings first."""
+    tokens = MarkdownIt("commonmark").enable("table").parse(path.read_text())
+    rows: list[list[str]] = []
+    for before, token in pairwise(tokens):
+        if before.type == "tr_open":
+            rows.append([])
+        if token.type == "inline" and before.type in ("th_open", "td_open"):
+            rows[-1].append("".join(child.content for child in token.children or []))
+    return rows

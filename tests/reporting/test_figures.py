@@ -1,128 +1,171 @@
+"""What holds for figures of every kind: files, metadata, bytes, sizes, words."""
+
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from invented import Study, right
+from PIL import Image
 
-from trialign.diverged import write
-from trialign.errors import UserError
-from trialign.recipes import Column, GridRecipe
-from trialign.reporting.figures import draw, grid, points_of
-from trialign.reporting.gather import Measurements
+from trialign.recipes import (
+    Column,
+    CurvesRecipe,
+    DistributionsRecipe,
+    ForestRecipe,
+    GridRecipe,
+    HeatmapRecipe,
+    Labelled,
+    Recipe,
+)
+from trialign.reporting.figures import COLUMN_WIDTH, PAGE_WIDTH
+from trialign.steps import FUNCTIONS
 
 NOTICE = "This is the demo world & no more."
-ALPHAS, BETAS = ("0.1", "0.9", "1"), ("0.1", "0.2", "10")
-CELLS = {a: {b: f"mistral+tpo@alpha={a}@beta={b}" for b in BETAS} for a in ALPHAS}
-ARC = Column(label="ARC", benchmark="arc", metric="acc_norm", scale=100)
-SCORE = Column(label="Winogrande", benchmark="winogrande", metric="acc", scale=100)
+COMMON = {"title": "A figure", "caption": "What it shows.", "notice": NOTICE, "seeds": (1,)}
+CELLS = {a: {b: f"mistral+tpo@alpha={a}@beta={b}" for b in ("0.1", "0.2", "0.4", "0.7")} for a in "123456"}
+LINEAGES = [lineage for row in CELLS.values() for lineage in row.values()]
+COLUMNS = tuple(
+    Column(label=name, benchmark=name, metric="acc", scale=100) for name in ("Winogrande", "b", "c", "d", "e")
+)
+BASELINE = {"baseline": "mistral+sft", "baseline_label": "Mistral (demo)+SFT"}
+LONG = tuple(Labelled(lineage=name, label=f"+SFT+TPO (α=0.{i}, β=0.25)") for i, name in enumerate(LINEAGES[:10]))
+# kind -> a recipe, how wide its figure may be in inches, words that must be in it
+KINDS: dict[str, tuple[Recipe, float, tuple[str, ...]]] = {
+    "grid": (
+        GridRecipe(name="grid", cells=CELLS, columns=COLUMNS[:1], **BASELINE, **COMMON),
+        COLUMN_WIDTH, ("Winogrande", "α", "β = 0.4", "Mistral (demo)+SFT", "acc (%)"),
+    ),
+    "heatmap": (
+        HeatmapRecipe(name="heatmap", cells=CELLS, columns=COLUMNS[:1], **BASELINE, **COMMON),
+        COLUMN_WIDTH, ("Winogrande", "α", "β", "0.7", "baseline: Mistral (demo)+SFT"),
+    ),
+    "heatmaps": (
+        HeatmapRecipe(name="heatmaps", cells=CELLS, columns=COLUMNS, **BASELINE, **COMMON), PAGE_WIDTH, ("b", "e"),
+    ),
+    "forest": (
+        ForestRecipe(
+            name="forest", rows=LONG, columns=COLUMNS[:1], **COMMON,
+            baseline=Labelled(lineage="mistral+sft", label="Mistral (demo)+SFT"),
+        ),
+        COLUMN_WIDTH, ("+SFT+TPO (α=0.9, β=0.25)", "n = 60", "not resolved", "percentage points"),
+    ),
+    "forests": (
+        ForestRecipe(
+            name="forests", rows=LONG, columns=COLUMNS, **COMMON,
+            baseline=Labelled(lineage="mistral+sft", label="Mistral (demo)+SFT"),
+        ),
+        PAGE_WIDTH, ("Winogrande", "e"),
+    ),
+    "curves": (CurvesRecipe(name="curves", rows=LONG, smooth=2, **COMMON), PAGE_WIDTH, ("loss", "accuracy", "step")),
+    "distributions": (
+        DistributionsRecipe(name="distributions", data=("triples",), tokenizer="", **COMMON),
+        PAGE_WIDTH, ("triples: score gap", "reference − chosen", "words"),
+    ),
+}  # fmt: skip
 
 
-def correct(a: str, b: str) -> int:
-    return 20 + 5 * ALPHAS.index(a) + BETAS.index(b)
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, tuple[Path, ...]]]:
+    """The inputs of each step."""
+    study = Study(tmp_path_factory.mktemp("study"))
+    for i, lineage in enumerate([*LINEAGES, "mistral+sft"]):
+        study.suite(lineage, [record for c in COLUMNS for record in right(str(c.benchmark), "acc", 20 + i, 60)])
+    runs = []
+    for i, lineage in enumerate(LINEAGES[:10]):
+        run = study.root / "runs" / lineage / "seed1"
+        recipe = {"method": "tpo", "view": "triple", "params": {"beta": 0.1}, "training": {"engine": "packed"}}
+        (run / "run.json").write_text(json.dumps({"recipe": recipe, "facts": {"final": {}}}))
+        names = ("loss", "margins", "accuracies", "logps/reference", "logps/chosen", "logps/rejected", "grad_norm")
+        log = [{"step": n, **dict.fromkeys(names, 1.0 + n * (i + 1))} for n in range(1, 30)]
+        (run / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
+        runs.append(run / "run.json")
+    prepared = study.root / "prepared" / "triples"
+    prepared.mkdir(parents=True)
+    words = {name: ["word " * (1 + i % 7) for i in range(50)] for name in ("prompt", "reference", "chosen", "rejected")}
+    scores = np.sort(np.random.default_rng(1).integers(1, 11, (50, 3)))[:, ::-1].astype(float).tolist()
+    pq.write_table(pa.table(words | {"scores": scores}), prepared / "train.parquet")
+    results = {"results": tuple(study.folders)}
+    inputs = {"curves": {"run": tuple(runs)}, "distributions": {"data": (prepared,)}}
+    return {kind: inputs.get(recipe.step, results) for kind, (recipe, _, _) in KINDS.items()}
 
 
-@pytest.fixture
-def recipe(study: Study) -> GridRecipe:
-    for a in ALPHAS:
-        for b in BETAS:
-            k = correct(a, b)
-            study.suite(CELLS[a][b], right("arc", "acc_norm", k, 50) + right("winogrande", "acc", 50 - k, 50))
-    study.suite("mistral+sft", right("arc", "acc_norm", 25, 50) + right("winogrande", "acc", 25, 50))
-    return GridRecipe(
-        name="figure3",
-        title="Figure 3",
-        caption="Alpha and beta.",
-        notice=NOTICE,
-        seeds=(1,),
-        cells=CELLS,
-        columns=(ARC, SCORE, Column(label="Average", mean_of=(ARC, SCORE))),
-        baseline="mistral+sft",
-        baseline_label="Mistral+SFT",
-    )
+@pytest.fixture(scope="module")
+def drawn(given: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Where each kind's figure was drawn, in a process of its own."""
+    return _drawing(given, tmp_path_factory.mktemp("drawn"), {})
 
 
-def test_the_csv_holds_the_numbers_behind_the_figure(study: Study, recipe: GridRecipe) -> None:
-    frame = pd.read_csv(study.run(grid, recipe) / "figure3.csv")
-    assert len(frame) == 3 * (1 + 9)
-    assert list(dict.fromkeys(frame["panel"])) == ["ARC", "Winogrande", "Average"]
-    arc = frame[(frame["panel"] == "ARC") & frame["alpha"].notna()]
-    places = [(float(a), float(b)) for a in ALPHAS for b in BETAS]
-    assert list(zip(arc["alpha"], arc["beta"], strict=True)) == places  # in order of numbers: 10 after 0.2
-    assert arc["value"].tolist() == [100 * correct(a, b) / 50 for a in ALPHAS for b in BETAS]
-    assert frame.loc[frame["panel"] == "Average", "value"].tolist() == pytest.approx([50] * 10)
-    baseline = frame[frame["alpha"].isna()]
-    assert baseline["lineage"].tolist() == ["mistral+sft"] * 3
-    assert baseline["stderr"].tolist() == pytest.approx([100 * (0.25 / 49) ** 0.5] * 2 + [100 * (0.25 / 49 / 2) ** 0.5])
-
-
-def test_the_picture_shows_these_numbers(study: Study, recipe: GridRecipe) -> None:
-    figure = draw(recipe, points_of(recipe, Measurements(recipe.name, study.folders)))
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["ARC", "Winogrande", "Average"]
-    assert [axes.get_ylabel() for axes in figure.axes] == ["acc_norm (%)", "acc (%)", "mean (%)"]
-    panel = figure.axes[0]
-    for beta, bars in zip(BETAS, panel.containers, strict=True):
-        line, _, (errors,) = bars.lines
-        assert bars.get_label() == f"β = {beta}"
-        assert list(line.get_xdata()) == pytest.approx([float(a) for a in ALPHAS], abs=0.02)
-        expected = [100 * correct(a, beta) / 50 for a in ALPHAS]
-        assert list(line.get_ydata()) == expected
-        spans = [(low[1], high[1]) for low, high in errors.get_segments()]
-        for (low, high), value in zip(spans, expected, strict=True):
-            stderr = (value * (100 - value) / 49) ** 0.5
-            assert (low, high) == pytest.approx((value - stderr, value + stderr))
-    (baseline,) = [line for line in panel.lines if line.get_label() == "Mistral+SFT"]
-    assert set(baseline.get_ydata()) == {50.0}
-    assert baseline.is_dashed()
-    assert NOTICE in figure.get_supxlabel().replace("\n", " ")
-
-
-def test_every_file_carries_the_notice(study: Study, recipe: GridRecipe) -> None:
-    out = study.run(grid, recipe)
-    assert {path.name for path in out.iterdir()} == {f"figure3.{kind}" for kind in ("png", "svg", "pdf", "csv")}
-    svg = ElementTree.parse(out / "figure3.svg")
-    assert NOTICE in [element.text for element in svg.iter("{http://purl.org/dc/elements/1.1/}description")]
-    assert NOTICE.encode() in (out / "figure3.png").read_bytes()
-    assert b"/Subject (" + NOTICE.encode() in (out / "figure3.pdf").read_bytes()
-
-
-def test_the_same_numbers_give_the_same_bytes_in_another_process(study: Study, recipe: GridRecipe) -> None:
-    first = study.run(grid, recipe, "first")
-    second = study.root / "second"
-    second.mkdir()
+def _drawing(given: dict[str, Any], root: Path, environment: dict[str, str]) -> Callable[[str], Path]:
+    """Draw all figures in one process; return where each of them is."""
+    asked = [
+        (recipe.canonical(), {name: list(map(str, paths)) for name, paths in given[kind].items()}, str(root))
+        for kind, (recipe, _, _) in KINDS.items()
+    ]
     program = (
-        "import sys; from pathlib import Path; from trialign.recipes import parse; from trialign.steps import Step\n"
-        "from trialign.reporting.figures import grid\n"
-        "folders = tuple(map(Path, sys.argv[3:])); out = Path(sys.argv[2])\n"
-        "grid(Step(parse(sys.argv[1]), {'results': folders}, out, out))"
+        "import importlib, json, sys\n"
+        "from pathlib import Path\n"
+        "from trialign.recipes import parse\n"
+        "from trialign.steps import FUNCTIONS, Step\n"
+        "for text, inputs, out in json.loads(sys.argv[1]):\n"
+        "    recipe, out = parse(text), Path(out)\n"
+        "    module, _, name = FUNCTIONS[recipe.step].partition(':')\n"
+        "    given = {key: tuple(map(Path, paths)) for key, paths in inputs.items()}\n"
+        "    getattr(importlib.import_module(module), name)(Step(recipe, given, out, out))\n"
     )
-    environment = os.environ | {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C"}
-    arguments = [recipe.canonical(), str(second), *map(str, study.folders)]
-    subprocess.run([sys.executable, "-c", program, *arguments], check=True, env=environment)
-    for kind in ("csv", "png", "svg", "pdf"):
-        assert (first / f"figure3.{kind}").read_bytes() == (second / f"figure3.{kind}").read_bytes()
+    subprocess.run([sys.executable, "-c", program, json.dumps(asked)], check=True, env=os.environ | environment)
+    return lambda kind: root / KINDS[kind][0].name
 
 
-def test_a_diverged_run_leaves_a_gap_in_its_line(study: Study, recipe: GridRecipe) -> None:
-    write(study.root / "runs" / CELLS["0.9"]["0.2"] / "seed1" / "leaderboard", {"step": 7})
-    points = points_of(recipe, Measurements("figure3", study.folders))
-    drawn = [line.get_ydata() for line in draw(recipe, points).axes[0].get_lines()]
-    assert sum(np.isnan(np.asarray(values, float)).sum() for values in drawn) == 1
-    out = study.run(grid, recipe)
-    frame = pd.read_csv(out / "figure3.csv").query("lineage == @CELLS['0.9']['0.2']")
-    assert frame["value"].isna().all() and (frame["n"] == 0).all()
+def test_every_kind_of_figure_is_here() -> None:
+    from trialign import config
+
+    assert {recipe.step for recipe, _, _ in KINDS.values()} == set(config.FIGURES) <= set(FUNCTIONS)
 
 
-def test_a_point_without_data_is_named(study: Study, recipe: GridRecipe) -> None:
-    study.folders.remove(next(path for path in study.folders if "@alpha=0.9@beta=10" in str(path)))
-    with pytest.raises(
-        UserError, match=r"figure3: no result for column 'ARC' of mistral\+tpo@alpha=0\.9@beta=10, seed 1"
-    ):
-        study.run(grid, recipe)
-    assert not list(Path(study.root / "out").iterdir())
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_file_carries_the_notice(drawn: Callable[[str], Path], kind: str) -> None:
+    name = drawn(kind)
+    svg = ElementTree.parse(name.with_suffix(".svg"))
+    assert NOTICE in [element.text for element in svg.iter("{http://purl.org/dc/elements/1.1/}description")]
+    assert NOTICE.encode() in name.with_suffix(".png").read_bytes()
+    assert b"/Subject (" + NOTICE.encode() in name.with_suffix(".pdf").read_bytes()
+    assert name.with_suffix(".csv").stat().st_size
+
+
+def test_the_same_numbers_give_the_same_bytes_in_another_process(
+    drawn: Callable[[str], Path], given: dict[str, Any], tmp_path: Path
+) -> None:
+    again = _drawing(given, tmp_path, {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C"})
+    for kind in KINDS:
+        for suffix in (".csv", ".png", ".svg", ".pdf"):
+            first, second = drawn(kind).with_suffix(suffix), again(kind).with_suffix(suffix)
+            assert first.read_bytes() == second.read_bytes(), first.name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_figure_is_as_wide_as_a_column_or_a_page(drawn: Callable[[str], Path], kind: str) -> None:
+    with Image.open(drawn(kind).with_suffix(".png")) as image:
+        width = image.width / image.info["dpi"][0]
+    most = KINDS[kind][1]
+    assert 0.9 * most < width <= most + 0.07  # with the margin around what is drawn
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_words_are_in_the_picture(drawn: Callable[[str], Path], kind: str) -> None:
+    """matplotlib notes each text beside its glyphs."""
+    builder = ElementTree.TreeBuilder(insert_comments=True)
+    tree = ElementTree.parse(drawn(kind).with_suffix(".svg"), ElementTree.XMLParser(target=builder))
+    texts = {str(node.text).strip() for node in tree.iter() if node.tag is ElementTree.Comment}
+    assert set(KINDS[kind][2]) <= texts
+    assert any(text.endswith(NOTICE.rsplit(maxsplit=1)[-1]) for text in texts)  # the notice, as it is wrapped

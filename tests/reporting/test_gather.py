@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from invented import Study, right
+from statsmodels.formula.api import ols
+from statsmodels.stats.anova import anova_lm
 
 from trialign.diverged import write
 from trialign.errors import UserError
 from trialign.recipes import Column
-from trialign.reporting.gather import NO_SCORE, Measurements, Value, mean, missing, over_seeds
+from trialign.reporting.gather import NO_SCORE, Measurements, Value, mean, missing
 
 ARC = Column(label="ARC", benchmark="arc", metric="acc_norm", scale=100)
 MMLU = Column(label="MMLU", benchmark="mmlu", metric="acc", scale=100, aggregate="subsets")
@@ -75,14 +78,18 @@ def test_an_average_is_the_mean_of_its_members_cells(study: Study) -> None:
 
 
 def test_seeds_are_averaged_and_their_scatter_is_in_the_error(study: Study) -> None:
-    for seed, k in ((1, 5), (2, 6), (3, 9)):
-        study.suite(LINEAGE, right("arc", "acc_norm", k, 10), seed=seed)
+    """The variance of the mean of crossed items and seeds, from the mean squares of their analysis of variance."""
+    rows = {1: [1, 1, 1, 1, 0, 0], 2: [1, 1, 0, 1, 0, 0], 3: [1, 0, 0, 0, 0, 0]}
+    for seed, answers in rows.items():
+        study.suite(LINEAGE, [("arc", "", str(i), "acc_norm", float(x)) for i, x in enumerate(answers)], seed=seed)
     value = Measurements("table1", study.folders).value(ARC, LINEAGE, [1, 2, 3])
-    within = (0.5 * 0.5 + 0.6 * 0.4 + 0.9 * 0.1) / 9 / 3
-    between = statistics.variance([0.5, 0.6, 0.9]) / 3
-    assert value.value == pytest.approx(100 * 2 / 3)
-    assert value.stderr == pytest.approx(100 * math.sqrt(within + between))
-    assert value.n == 30
+    long = pd.DataFrame(rows).melt(ignore_index=False, var_name="seed", value_name="y").reset_index(names="item")
+    squares = anova_lm(ols("y ~ C(item) + C(seed)", long).fit())["mean_sq"]
+    ms_items, ms_seeds, ms_rest = squares["C(item)"], squares["C(seed)"], squares["Residual"]
+    assert ms_seeds > ms_rest
+    assert value.value == pytest.approx(100 * 8 / 18)
+    assert value.stderr == pytest.approx(100 * math.sqrt((ms_items + ms_seeds - ms_rest) / 18))
+    assert value.n == 18
 
 
 numbers = st.floats(-1e3, 1e3)
@@ -96,11 +103,38 @@ def test_a_mean_of_equals_is_no_wider_than_its_widest_member(members: list[Value
     assert average.stderr <= max(v.stderr for v in members) / math.sqrt(len(members)) + 1e-9
 
 
-@given(values, st.integers(1, 5))
-def test_seeds_that_agree_do_not_narrow_the_error_of_their_common_items(value: Value, k: int) -> None:
-    pooled = over_seeds([value] * k)
-    assert pooled.stderr == pytest.approx(value.stderr, abs=1e-6)
-    assert pooled.n == k * value.n
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_seeds_that_agree_do_not_narrow_the_error_of_their_common_items(study: Study, k: int) -> None:
+    for seed in range(k):
+        study.suite(LINEAGE, right("arc", "acc_norm", 30, 100), seed=seed)
+    measured = Measurements("table1", study.folders)
+    one, all_ = measured.value(ARC, LINEAGE, [0]), measured.value(ARC, LINEAGE, range(k))
+    assert all_.stderr == pytest.approx(one.stderr)
+    assert all_.n == k * one.n
+
+
+def test_seeds_are_averaged_over_the_items_that_all_have(study: Study) -> None:
+    study.suite(LINEAGE, right("arc", "acc_norm", 4, 10), seed=1)
+    study.suite(LINEAGE, right("arc", "acc_norm", 4, 8), seed=2)
+    value = Measurements("table1", study.folders).value(ARC, LINEAGE, [1, 2])
+    assert (value.value, value.n) == (50, 16)
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 20), (3, 20), (20, 20), (708, 1172)])
+def test_the_interval_of_an_accuracy_is_wilsons(study: Study, k: int, n: int) -> None:
+    study.suite(LINEAGE, right("arc", "acc_norm", k, n))
+    found = Measurements("table1", study.folders).value(ARC, LINEAGE, [1]).interval
+    expected = scipy.stats.binomtest(k, n).proportion_ci(method="wilson")
+    assert found == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-9)
+
+
+def test_the_interval_of_scores_is_students(study: Study) -> None:
+    scores = [8.0, 7.0, 9.5, 1.0, 6.0, 10.0, 3.0]
+    study.suite(LINEAGE, [("mtbench", "", f"{i}/1", "score", s) for i, s in enumerate(scores)], suite="mtbench/rubric")
+    column = Column(label="MT-Bench", benchmark="mtbench", metric="score")
+    expected = scipy.stats.ttest_1samp(scores, 0).confidence_interval()
+    found = Measurements("table2", study.folders).value(column, LINEAGE, [1]).interval
+    assert found == pytest.approx((expected.low, expected.high))
 
 
 def test_a_single_item_has_no_standard_error(study: Study) -> None:

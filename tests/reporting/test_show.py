@@ -19,6 +19,7 @@ def root(tmp_path: Path) -> Path:
     (tmp_path / "table3.md").write_text("# Table 3\n\n> The demo world.\n\nA caption.\n")
     (tmp_path / "table3.html").touch()
     (tmp_path / "results.csv").touch()
+    (tmp_path / "index.html").touch()
     return tmp_path
 
 
@@ -43,6 +44,7 @@ def test_title_notice_and_places_are_told(root: Path) -> None:
     assert "Phi-2 [tiny]" in text  # brackets are text, not markup
     assert str(root / "table3.html") in text
     assert str(root / "results.csv") in text
+    assert str(root / "index.html") in text
     assert "report" not in text  # what is not there is not told
 
 

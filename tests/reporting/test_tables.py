@@ -7,13 +7,12 @@ import subprocess
 from decimal import ROUND_HALF_EVEN, Decimal
 from fractions import Fraction
 from html.parser import HTMLParser
-from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from invented import Study, right
-from markdown_it import MarkdownIt
+from invented import Study, markdown_rows, right
+from scipy.stats import binomtest
 
 from trialign.diverged import write as mark
 from trialign.errors import UserError
@@ -229,29 +228,17 @@ def test_csv_reads_back_to_the_numbers_that_are_shown(study: Study) -> None:
     frame = pd.read_csv(out / "table1.csv")
     shown = markdown_rows(out / "table1.md")
     for i, row in frame.iterrows():
-        assert [float(cell.split(" ± ")[0]) for cell in shown[i + 1][2:]] == row.tolist()[2:]
+        assert [float(re.split("[†≈ ]", cell)[0]) for cell in shown[i + 1][2:]] == row.tolist()[2:]
 
 
-def markdown_rows(path: Path) -> list[list[str]]:
-    """Return the cells of a Markdown table as a Markdown parser reads them, headings first."""
-    tokens = MarkdownIt("commonmark").enable("table").parse(path.read_text())
-    rows: list[list[str]] = []
-    for before, token in pairwise(tokens):
-        if before.type == "tr_open":
-            rows.append([])
-        if token.type == "inline" and before.type in ("th_open", "td_open"):
-            rows[-1].append("".join(child.content for child in token.children or []))
-    return rows
-
-
-def test_markdown_shows_errors_counts_title_caption_and_notice(study: Study) -> None:
+def test_markdown_shows_intervals_counts_title_caption_and_notice(study: Study) -> None:
     out = study.run(table, table1(study))
     rows = markdown_rows(out / "table1.md")
     assert rows[0] == ["Model", "Align", *LEADERBOARD, "Average"]
     assert rows[8][1] == "TPO (our α = 1 | β = 0.1)"  # the pipe does not break the table
     k, n = counts("ARC", 0)
-    stderr = 100 * (k * (n - k) / n**2 / (n - 1)) ** 0.5
-    assert rows[1][2] == f"{printed(Fraction(k, n))} ± {stderr:.2f}"
+    low, high = (100 * end for end in binomtest(k, n).proportion_ci(method="wilson"))
+    assert rows[1][2] == f"{printed(Fraction(k, n))} [{low:.2f}, {high:.2f}]"
     assert rows[-1] == ["n", "", "1172", "817", "1267", "1000", "570", "4826"]
     text = (out / "table1.md").read_text()
     assert text.startswith("# Table 1\n")
@@ -275,7 +262,7 @@ def check_tex(text: str) -> list[list[str]]:
     for character in "%#~^|<>":
         assert character not in bare
     assert "_" not in re.sub(r"\\label\{[^}]*\}", "", bare)
-    assert not set("αβ±") & set(code)
+    assert not set("αβ±†≈≥−") & set(code)
     columns = re.search(r"\\begin\{tabular\}\{([lr]+)\}", code)
     assert columns
     body = code.split("\\toprule")[1].split("\\bottomrule")[0].replace("\\midrule", "")
@@ -291,7 +278,8 @@ def test_tex_is_a_booktabs_table_with_everything_escaped(study: Study) -> None:
     assert cells[0] == ["Model", "Align", *LEADERBOARD, "Average"]
     assert cells[8][1] == r"TPO (our $\alpha$ = 1 \textbar{} $\beta$ = 0.1)"
     assert cells[-1] == ["n", "", "1172", "817", "1267", "1000", "570", "4826"]
-    assert re.fullmatch(r"\d\d\.\d\d \{\\scriptsize \$\\pm\$ \d\.\d\d\}", cells[1][2])
+    assert re.fullmatch(r"\d\d\.\d\d \{\\scriptsize \[\d\d\.\d\d, \d\d\.\d\d\]\}", cells[1][2])
+    assert re.match(r"\d\d\.\d\d\$\\dagger\$ \{", cells[9][2])
     assert [text.count(rule) for rule in ("\\toprule", "\\midrule", "\\bottomrule")] == [1, 2, 1]
     assert r"More detail about ORPO\_1 in \{B.1\}." in text
     assert r"This is the demo world: 100\% invented \& never compared" in text
@@ -324,8 +312,8 @@ def test_what_tables_write_is_what_their_versions_say(study: Study) -> None:
     """Raise the versions of the table, pivot and facts recipes when a change of the bytes was meant."""
     recipe = table1(study)
     out = study.run(table, recipe)
-    written = hashlib.sha256(b"".join((out / f"table1.{form}").read_bytes() for form in ("csv", "md", "tex", "html")))
-    assert (recipe.version, written.hexdigest()[:16]) == (2, "0274ae21c708c6f2")
+    written = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(out.iterdir())))
+    assert (recipe.version, written.hexdigest()[:16]) == (3, "301451e7e9bd875a")
     assert all(kind.model_fields["version"].default == recipe.version for kind in (PivotRecipe, FactsRecipe))
 
 
@@ -368,7 +356,9 @@ def test_html_is_a_page_of_its_own_with_tooltips(study: Study) -> None:
     assert len(page.titles) == 9 * 6
     k, n = counts("ARC", 0)
     stderr = 100 * (k * (n - k) / n**2 / (n - 1)) ** 0.5
-    assert page.titles[0] == f"mistral+sft: {100 * k / n:.6g}, standard error {stderr:.3g}, n = 1172"
+    low, high = (100 * end for end in binomtest(k, n).proportion_ci(method="wilson"))
+    expected = f"{100 * k / n:.6g}, standard error {stderr:.3g}, 95% {low:.6g} to {high:.6g}, n = 1172"
+    assert page.titles[0] == f"mistral+sft: {expected}"
     for part in ("Table 1", COMMON["caption"], NOTICE):
         assert part in page.text
 
@@ -408,8 +398,8 @@ def test_rows_that_differ_in_their_count_say_so(study: Study) -> None:
     assert markdown_rows(study.run(table, recipe) / "t.md")[-1] == ["n", "158–160"]
 
 
-def test_a_single_item_is_shown_without_an_error(study: Study) -> None:
-    study.suite("mistral+sft", right("arc", "acc_norm", 1, 1))
+def test_a_single_score_is_shown_without_an_interval(study: Study) -> None:
+    study.suite("mistral+sft", [("arc", "", "1", "acc_norm", 0.5)])
     recipe = TableRecipe(
         name="t",
         title="T",
@@ -418,7 +408,7 @@ def test_a_single_item_is_shown_without_an_error(study: Study) -> None:
         columns=(column("ARC"),),
         **COMMON,
     )
-    assert markdown_rows(study.run(table, recipe) / "t.md")[1] == ["Mistral", "100.00"]
+    assert markdown_rows(study.run(table, recipe) / "t.md")[1] == ["Mistral", "50.00"]
 
 
 def test_an_empty_cell_is_an_error_and_nothing_is_written(study: Study) -> None:
@@ -441,5 +431,5 @@ def test_two_columns_of_one_name_are_refused(study: Study) -> None:
 def test_the_same_items_give_the_same_bytes(study: Study) -> None:
     recipe = table1(study)
     first, second = study.run(table, recipe, "first"), study.run(table, recipe, "second")
-    for form in ("csv", "md", "tex", "html"):
+    for form in ("csv", "md", "tex", "html", "cells.csv", "pairs.csv"):
         assert (first / f"table1.{form}").read_bytes() == (second / f"table1.{form}").read_bytes()

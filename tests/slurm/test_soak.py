@@ -78,7 +78,7 @@ def test_trainings_longer_than_their_jobs_go_on_in_others(plain: Cluster, tmp_pa
     overlay = tmp_path / "long.yaml"
     lineage = "mistral+sft+dpo@beta=0.1"
     rows = {"rows": [lineage], "columns": ["arc"]}
-    left_out = dict.fromkeys(("table2", "figure2"))
+    left_out = dict.fromkeys(("table2", "figure2", "forest_leaderboard", "curves"))
     overlay.write_text(
         yaml.safe_dump({"name": "long", "training": {"max_steps": 900}, "artifacts": {"table1": rows, **left_out}})
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from lxml import html
 
 from tests.conftest import TEST_CONFIG, command, test_study
 from trialign import config, study
@@ -115,10 +116,39 @@ def test_a_second_run_has_nothing_to_do(finished_study: Path) -> None:
 def test_every_artifact_is_there_in_every_form(finished_study: Path) -> None:
     for name in ("table1", "table2"):
         assert all((finished_study / f"{name}.{form}").stat().st_size for form in ("csv", "md", "tex", "html"))
-    assert all((finished_study / f"figure2.{form}").stat().st_size for form in ("csv", "png", "svg", "pdf"))
+    for name in ("figure2", "forest_leaderboard", "curves", "distributions"):
+        assert all((finished_study / f"{name}.{form}").stat().st_size for form in ("csv", "png", "svg", "pdf"))
     results = pd.read_csv(finished_study / "results.csv")
     assert set(results["lineage"]) == {"mistral+sft", "mistral+sft+dpo@beta=0.1", LINEAGE}
     assert results[["value", "n", "fingerprint"]].notna().all().all()
+
+
+def test_figures_of_training_and_data_show_what_the_study_made(finished_study: Path) -> None:
+    curves = pd.read_csv(finished_study / "curves.csv").set_index(["lineage", "split", "step", "quantity"])["value"]
+    for lineage in (LINEAGE, "mistral+sft+dpo@beta=0.1"):
+        final = json.loads((finished_study / "runs" / lineage / "seed1/run.json").read_text())["facts"]["final"]
+        assert curves[lineage, "train", 5, "loss"] == final["train_loss"]
+        assert curves[lineage, "eval", 5, "margin"] == final["margins"]
+    data = pd.read_csv(finished_study / "distributions.csv")
+    card = json.loads((finished_study / "data/tokens/mistral/triples/card.json").read_text())["lengths"]["train"]
+    for series in ("prompt", "reference", "chosen", "rejected"):
+        own = data[(data["data"] == "triples") & (data["panel"] == "length") & (data["series"] == series)]
+        assert (own["value"].min(), own["value"].max()) == (card[series]["min"], card[series]["max"])
+        assert own["value"].repeat(own["rows"]).median() == card[series]["p50"]
+
+
+def test_the_curves_of_the_paper_need_runs_and_the_figure_of_its_data_none() -> None:
+    done = command("snakemake", "-n", "results/curves.csv")
+    trained = set(re.findall(r"output: results/runs/([^/]+)/seed42/model", done.stdout))
+    assert "mistral+orpo@beta=0.1" in trained and not {"answer", "judge", "evaluate"} & planned(done.stdout).keys()
+    done = command("snakemake", "-n", "results/distributions.csv")
+    assert set(re.findall(r"output: results/data/source/(\w+)", done.stdout)) == {
+        "mistral_base",
+        "ultrachat",
+        "ultrafeedback",
+    }
+    counts = planned(done.stdout)
+    assert counts["prepare"] == counts["tokens"] == 2 and "train" not in counts and counts["figure"] == 1
 
 
 def test_seen_and_unseen_items_are_told_apart_without_training_again(finished_study: Path, tmp_path: Path) -> None:
@@ -225,7 +255,7 @@ def test_a_run_that_diverges_leaves_a_cell_without_a_score(finished_study: Path,
     )
     done = command(
         "snakemake", *TEST_CONFIG, str(overlay), "--config", f"results_dir={results}", "--cores", "2", "--nolock", "--",
-        *(f"{results}/{name}.csv" for name in ("table1", "table2", "results")),
+        *(f"{results}/{name}" for name in ("table1.csv", "table2.csv", "results.csv", "index.html")),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     for name in ("table1", "table2"):
@@ -236,6 +266,9 @@ def test_a_run_that_diverges_leaves_a_cell_without_a_score(finished_study: Path,
     assert sorted(rows["suite"]) == ["leaderboard", "mtbench"]
     assert rows["value"].isna().all() and (rows["n"] == 0).all() and rows["fingerprint"].notna().all()
     assert not list((results / "runs" / wild).rglob("*.safetensors"))
+    run = html.parse(results / "index.html").getroot().get_element_by_id(f"run/{wild}/seed1")
+    assert run.xpath("./p[@class='notice']")[0].text.startswith("Training diverged at step ")
+    assert not run.xpath(".//h4[text()='Scores']")
 
 
 def test_a_failing_job_says_which_run_why_and_how_to_repeat_it(finished_study: Path) -> None:

@@ -100,6 +100,36 @@ def convert(name, value):
     return int(value) if name == "seed" else value
 
 
+# In Snakemake's report each entry has one label: of several, its page makes a switch of any that has two values, and
+# breaks where there is no entry for each combination.
+@signed
+def artifact_label(wildcards):
+    """What Snakemake's report lists an artifact by."""
+    (name,) = dict(wildcards).values()
+    return {"artifact": f"{experiment.artifacts[name].title} ({name})"}
+
+
+def run_report(file):
+    """A run's record, as Snakemake's report lists it."""
+    return report(
+        file,
+        caption="../report/run.rst",
+        category="Runs",
+        labels={"run": "{lineage}, seed {seed}"},
+    )
+
+
+def card_report(folder, name):
+    """The card of a folder of data, as Snakemake's report lists it."""
+    return report(
+        directory(folder),
+        patterns=["{page,card}.html"],
+        caption="../report/card.rst",
+        category="Data",
+        labels={"card": name},
+    )
+
+
 def resources_of(rule):
     """What the config gives the jobs of a rule."""
     return known.resources(experiment, rule)
@@ -177,6 +207,19 @@ def parent_model(wildcards):
     return study.fill(experiment, paths.MODEL, lineage=parent, seed=wildcards.seed)
 
 
+def candidates(pattern):
+    """An input function: a path of each run that the last stage chooses from, same seed."""
+
+    def of(wildcards):
+        found = experiment.candidates(convert("lineage", wildcards.lineage))
+        return [
+            study.fill(experiment, pattern, lineage=lineage, seed=wildcards.seed)
+            for lineage in found
+        ]
+
+    return signed(of)
+
+
 @signed
 def parent_reference(wildcards):
     """The parent's log-probabilities, where the stage reads them."""
@@ -217,6 +260,16 @@ def named(inputs):
     return [f"results={folder}" for folder in inputs.results] + [
         f"overlap={folder}" for folder in inputs.overlaps
     ]
+
+
+def named_of_figure(inputs):
+    """A figure's inputs, as name=path: results, or runs and their logs, or data."""
+    return (
+        named(inputs)
+        + [f"run={record}" for record in inputs.runs]
+        + [f"data={folder}" for folder in inputs.prepared]
+        + [f"tokens={folder}" for folder in inputs.tokens]
+    )
 
 
 @signed

@@ -61,7 +61,7 @@ rule prepare:
             experiment, experiment.data[wildcards.data].source
         ),
     output:
-        directory(paths.PREPARED),
+        card_report(paths.PREPARED, "{data}"),
     log:
         "<results>/logs/prepare/{data}.log",
     conda:
@@ -85,7 +85,7 @@ rule overlap:
         data=paths.PREPARED,
         benchmarks=study.benchmark_sources(experiment),
     output:
-        directory(paths.OVERLAP),
+        card_report(paths.OVERLAP, "{data} and benchmarks"),
     log:
         "<results>/logs/overlap/{data}.log",
     conda:
@@ -107,7 +107,7 @@ rule tokens:
         data=paths.PREPARED,
         tokenizer=paths.TOKENIZER,
     output:
-        directory(paths.TOKENS),
+        card_report(paths.TOKENS, "{data} as tokens of {model}"),
     log:
         "<results>/logs/tokens/{model}/{data}.log",
     conda:

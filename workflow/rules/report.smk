@@ -9,18 +9,20 @@ rule table:
         ),
     output:
         csv="<results>/{table}.csv",
+        cells="<results>/{table}.cells.csv",
+        pairs="<results>/{table}.pairs.csv",
         md="<results>/{table}.md",
         tex="<results>/{table}.tex",
         html=report(
             "<results>/{table}.html",
             caption="../report/table.rst",
             category="Tables",
-            labels={"artifact": "{table}"},
+            labels=artifact_label,
         ),
     log:
         "<results>/logs/report/{table}.log",
     wildcard_constraints:
-        table=of_kind("table", "pivot", "facts"),
+        table=of_kind("table", "pivot"),
     conda:
         ENVIRONMENT
     threads: resources_of("table").threads
@@ -38,12 +40,57 @@ rule table:
         " --root {params.root:q} --output {params.root:q} --log {log:q}"
 
 
+rule facts:
+    input:
+        lambda wildcards: study.results(
+            experiment, [experiment.artifacts[wildcards.facts]]
+        ),
+    output:
+        csv="<results>/{facts}.csv",
+        md="<results>/{facts}.md",
+        tex="<results>/{facts}.tex",
+        html=report(
+            "<results>/{facts}.html",
+            caption="../report/facts.rst",
+            category="Tables",
+            labels={"artifact": "{facts}"},
+        ),
+    log:
+        "<results>/logs/report/{facts}.log",
+    wildcard_constraints:
+        facts=of_kind("facts"),
+    conda:
+        ENVIRONMENT
+    threads: resources_of("facts").threads
+    resources:
+        **asks("facts"),
+    params:
+        recipe=recipe(study.artifact_recipe, "facts"),
+        root=ROOT,
+        results=lambda wildcards, input: [f"results={folder}" for folder in input],
+        title=lambda wildcards: experiment.artifacts[wildcards.facts].title,
+        caption=lambda wildcards: experiment.artifacts[wildcards.facts].caption,
+        notice=experiment.notice,
+    shell:
+        "trialign step {params.recipe:q} {params.results:q}"
+        " --root {params.root:q} --output {params.root:q} --log {log:q}"
+
+
 rule figure:
     input:
         results=lambda wildcards: study.results(
             experiment, [experiment.artifacts[wildcards.figure]]
         ),
         overlaps=lambda wildcards: study.overlaps(
+            experiment, experiment.artifacts[wildcards.figure]
+        ),
+        runs=lambda wildcards: study.shown_runs(
+            experiment, experiment.artifacts[wildcards.figure]
+        ),
+        prepared=lambda wildcards: study.prepared(
+            experiment, experiment.artifacts[wildcards.figure]
+        ),
+        tokens=lambda wildcards: study.tokens(
             experiment, experiment.artifacts[wildcards.figure]
         ),
     output:
@@ -54,12 +101,12 @@ rule figure:
             "<results>/{figure}.svg",
             caption="../report/figure.rst",
             category="Figures",
-            labels={"artifact": "{figure}"},
+            labels=artifact_label,
         ),
     log:
         "<results>/logs/report/{figure}.log",
     wildcard_constraints:
-        figure=of_kind("grid"),
+        figure=of_kind(*study.FIGURES),
     conda:
         ENVIRONMENT
     threads: resources_of("figure").threads
@@ -68,7 +115,7 @@ rule figure:
     params:
         recipe=recipe(study.artifact_recipe, "figure"),
         root=ROOT,
-        results=lambda wildcards, input: named(input),
+        results=lambda wildcards, input: named_of_figure(input),
         title=lambda wildcards: experiment.artifacts[wildcards.figure].title,
         caption=lambda wildcards: experiment.artifacts[wildcards.figure].caption,
         notice=experiment.notice,
@@ -123,7 +170,7 @@ rule results:
             "<results>/results.csv",
             caption="../report/results.rst",
             category="Results",
-            labels={"artifact": "all results"},
+            labels={"artifact": "All results"},
         ),
     log:
         "<results>/logs/report/results.log",
@@ -139,4 +186,30 @@ rule results:
         notice=experiment.notice,
     shell:
         "trialign step {params.recipe:q} {params.results:q}"
+        " --root {params.root:q} --output {params.root:q} --log {log:q}"
+
+
+# The study as one page, from its artifacts and the records of all that is behind them.
+rule index:
+    input:
+        **study.index_inputs(experiment),
+    output:
+        "<results>/index.html",
+    log:
+        "<results>/logs/report/index.log",
+    conda:
+        ENVIRONMENT
+    threads: resources_of("index").threads
+    resources:
+        **asks("index"),
+    params:
+        recipe=recipe(study.index_recipe),
+        root=ROOT,
+        inputs=[
+            f"{name}={path}"
+            for name, paths in study.index_inputs(experiment).items()
+            for path in paths
+        ],
+    shell:
+        "trialign step {params.recipe:q} {params.inputs:q}"
         " --root {params.root:q} --output {params.root:q} --log {log:q}"

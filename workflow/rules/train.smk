@@ -1,6 +1,7 @@
 # Models: tiny bases are pre-trained, published ones imported, everything else is one recursive rule.
 PRETRAINED = [name for name, model in experiment.models.items() if model.pretrain]
 IMPORTED = study.imported(experiment)
+CHOOSING = any_of(study.choosing_stages(experiment))
 
 
 rule pretrain:
@@ -11,7 +12,7 @@ rule pretrain:
         tokenizer=path(paths.TOKENIZER, model=base_of),
     output:
         model=directory(paths.MODEL),
-        record=paths.RUN_JSON,
+        record=run_report(paths.RUN_JSON),
     log:
         "<results>/logs/train/{lineage}/seed{seed}.log",
     benchmark:
@@ -43,7 +44,7 @@ rule import_model:
         tokenizer=path(paths.TOKENIZER, model=base_of),
     output:
         model=directory(paths.MODEL),
-        record=paths.RUN_JSON,
+        record=run_report(paths.RUN_JSON),
     log:
         "<results>/logs/train/{lineage}/seed{seed}.log",
     wildcard_constraints:
@@ -91,6 +92,35 @@ rule reference:
         " --root {params.root:q} --output {output:q} --log {log:q}"
 
 
+# Several runs of a method with other settings: one is taken, by the evaluation rows.
+rule choose:
+    input:
+        models=candidates(paths.MODEL),
+        records=candidates(paths.RUN_JSON),
+    output:
+        model=directory(paths.MODEL),
+        record=paths.RUN_JSON,
+    log:
+        "<results>/logs/train/{lineage}/seed{seed}.log",
+    wildcard_constraints:
+        lineage=rf"[^/]+\+(?:{CHOOSING})",
+    conda:
+        ENVIRONMENT
+    threads: resources_of("choose").threads
+    resources:
+        **asks("choose"),
+    params:
+        recipe=recipe(study.choose_recipe, "lineage"),
+        root=ROOT,
+        candidates=lambda wildcards, input: [
+            f"candidate={Path(record).parent}" for record in input.records
+        ],
+        output=folder_of_record,
+    shell:
+        "trialign step {params.recipe:q} {params.candidates:q}"
+        " --root {params.root:q} --output {params.output:q} --log {log:q}"
+
+
 rule train:
     input:
         parent=parent_model,
@@ -98,13 +128,13 @@ rule train:
         tokens=path(paths.TOKENS, model=base_of, data=stage_data),
     output:
         model=directory(paths.MODEL),
-        record=paths.RUN_JSON,
+        record=run_report(paths.RUN_JSON),
     log:
         "<results>/logs/train/{lineage}/seed{seed}.log",
     benchmark:
         "<results>/logs/train/{lineage}/seed{seed}.tsv"
     wildcard_constraints:
-        lineage=rf"(?!(?:{any_of(IMPORTED)})/)[^/+]+\+[^/]+",
+        lineage=rf"(?!(?:{any_of(IMPORTED)})/)(?![^/]+\+(?:{CHOOSING})/)[^/+]+\+[^/]+",
     conda:
         ENVIRONMENT
     threads: resources_of("train").threads

@@ -78,13 +78,20 @@ class Section:
 
 def render(card: Mapping[str, Any]) -> str:
     """Return the page of a card (see `cards`)."""
-    rest = dict(card)
-    kind = rest.pop("kind")
-    title = TITLES.get(kind, kind)
-    title += " as tokens" if "tokenizer_sha256" in card else " and benchmarks" if "overlap" in card else ""
-    sections = [section for name, part in _PARTS.items() if name in rest for section in part(rest, rest.pop(name))]
-    sections += _remaining(rest)
-    return pages.render("data/card.html.jinja", title=title, sections=sections)
+    return pages.render("data/card.html.jinja", title=title(card), sections=sections(card))
+
+
+def title(card: Mapping[str, Any]) -> str:
+    """Return what a card is the card of."""
+    kind = TITLES.get(card["kind"], card["kind"])
+    return kind + (" as tokens" if "tokenizer_sha256" in card else " and benchmarks" if "overlap" in card else "")
+
+
+def sections(card: Mapping[str, Any]) -> list[Section]:
+    """Return the tables of a card's page."""
+    rest = {name: value for name, value in card.items() if name != "kind"}
+    known = [section for name, part in _PARTS.items() if name in rest for section in part(rest, rest.pop(name))]
+    return [*known, *_remaining(rest)]
 
 
 def _rows(rest: dict[str, Any], rows: Mapping[str, int]) -> Iterator[Section]:

@@ -341,7 +341,7 @@ def _verify(repository: HubRepository, draft: Path, hashes: Mapping[str, str], b
     """Hold the files to hashes. A file with other contents is removed, so that the next start fetches it anew."""
     for name, wanted in hashes.items():
         kind = wanted.partition(":")[0]
-        found = f"{kind}:{_HASHES[kind](draft / name)}"
+        found = f"{kind}:{HASHES[kind](draft / name)}"
         if found != wanted:
             (draft / name).unlink()
             raise UserError(
@@ -359,4 +359,5 @@ def _git(path: Path) -> str:
     return digest.hexdigest()
 
 
-_HASHES: dict[str, Callable[[Path], str]] = {"sha256": sha256, "git": _git}
+# kind of a hash, as a lock names it -> how it is computed
+HASHES: dict[str, Callable[[Path], str]] = {"sha256": sha256, "git": _git}

@@ -22,6 +22,7 @@ from trialign.evaluation.questions import ANSWERS, TURNS, place, read_lines, rea
 from trialign.evaluation.requests import RUBRIC, Judgment, Prompt, Request
 from trialign.evaluation.responses import FILE, Responses, Stored, Tokens
 from trialign.paths import ENDPOINTS
+from trialign.progress import Progress
 from trialign.recipes import JudgeRecipe
 from trialign.settings import EndpointSettings
 from trialign.steps import Step, digest
@@ -100,12 +101,33 @@ class Model:
         self._endpoint.end()
 
     def _read(self, stored: Stored, request: Request, asked: str) -> Judgment:
-        completion, name = json.loads(stored.text), self._prompt.name(request)
+        completion, name, text = json.loads(stored.text), self._prompt.name(request), said(stored.text)
         if "choices" not in completion:
-            return Judgment(name, asked, ratings.ERROR, ratings.parse(ratings.ERROR), refusal=completion["error"])
-        text = requests.content(completion)
+            return Judgment(name, asked, text, ratings.parse(text), refusal=completion["error"])
         rating = ratings.parse(text, request.answer)
         return Judgment(name, asked, text, rating, completion.get("model"), stored.tokens)
+
+
+def said(response: str) -> str:
+    """Return the text of a judgment from the stored response of an endpoint."""
+    completion = json.loads(response)
+    return requests.content(completion) if "choices" in completion else ratings.ERROR
+
+
+def stored_under(recipe: JudgeRecipe, questions: Path, answers: Path) -> dict[tuple[Any, ...], list[str]]:
+    """Return, by `Request.key`, the keys under which a model's responses are stored, one for each attempt.
+
+    UserError as for `judge`.
+    """
+    prompt = Prompt(questions)
+    return {
+        request.key: [
+            requests.key(recipe.name, body, requests.number(request, attempt))
+            for body in [requests.body(recipe.judge, prompt.messages(request))]
+            for attempt in range(1 + recipe.judge.reasks)
+        ]
+        for request in requests_of(read_questions(questions), answers, recipe.judge.repeats)
+    }
 
 
 def _reached(path: Path, name: str) -> EndpointSettings:
@@ -130,14 +152,16 @@ def judge(step: Step[JudgeRecipe]) -> dict[str, Any]:
     questions = read_questions(step.input("questions"))
     asked = requests_of(questions, step.input("answers"), step.recipe.judge.repeats)
     who: Judge = Rubric(step) if step.recipe.judge.kind == "rubric" else Model(step)
-    found = dict(_ask(who, asked))
+    found = dict(_ask(who, asked, step.progress))
     from trialign.evaluation import judged
 
     pairs = [(request, judgment) for request in asked for judgment in found[request.key]]
     return judged.publish(step, pairs, who.digest)
 
 
-def _ask(who: Judge, asked: list[Request]) -> Iterator[tuple[tuple[Any, ...], list[Judgment]]]:
+def _ask(
+    who: Judge, asked: list[Request], progress: Progress
+) -> Iterator[tuple[tuple[Any, ...], list[Judgment]]]:  # fmt: skip
     """Yield the key and the judgments of each request, as they come, and say how far it is."""
     began = told = time.monotonic()
     work = Deadline().each(asked, "judgments")
@@ -146,6 +170,7 @@ def _ask(who: Judge, asked: list[Request]) -> Iterator[tuple[tuple[Any, ...], li
         if time.monotonic() - told > PROGRESS_SECONDS:
             told = time.monotonic()
             print(f"judged {done}/{len(asked)}  {told - began:.0f} s", file=sys.stderr, flush=True)
+        progress.tell(done, len(asked), "judgments")
         yield request.key, judgments
 
 

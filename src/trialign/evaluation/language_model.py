@@ -19,6 +19,7 @@ from trialign.deadline import Deadline
 from trialign.errors import UserError
 from trialign.evaluation.journal import Journal
 from trialign.evaluation.models import load
+from trialign.progress import Progress
 from trialign.steps import digest
 
 JOURNAL = "loglikelihoods.jsonl"
@@ -39,7 +40,7 @@ class LanguageModel(HFLM):
 
         scratch: the folder of the journal. Raises UserError if a BOS is asked for and the tokenizer has none.
         """
-        self._deadline = Deadline()
+        self._deadline, self._progress = Deadline(), Progress(scratch.parent)
         model, tokenizer = load(folder)
         if bos:
             _prepend_bos(tokenizer, folder)
@@ -71,11 +72,13 @@ class LanguageModel(HFLM):
         parts = batches(requests, self.batch_size)
         keys = [self._key(requests[i] for i in part) for part in parts]
         left = [(key, part) for key, part in zip(keys, parts, strict=True) if key not in self._kept]
-        units = self._deadline.each(left, "batches")
+        units, done = self._deadline.each(left, "batches"), len(requests) - sum(len(part) for _, part in left)
         for key, part in tqdm(units, "Running batches", len(parts), initial=len(parts) - len(left)):
             answers = super()._loglikelihood_tokens([requests[i] for i in part], disable_tqdm=True)
             self._journal.append([{"batch": key, "answers": answers}])
             self._kept[key] = answers
+            done += len(part)
+            self._progress.tell(done, len(requests), "requests")
         found = {
             i: tuple(answer)
             for key, part in zip(keys, parts, strict=True)

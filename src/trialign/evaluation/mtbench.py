@@ -202,7 +202,7 @@ def _answer(
     parted: puts prompts into batches, which are written, and written down, as one. write: writes them, one or several
     at a time.
     """
-    settings, deadline = step.recipe.answers, Deadline()
+    settings, deadline, progress = step.recipe.answers, Deadline(), step.progress
     records: dict[int, Records] = {}
     for turn in TURNS:
         prompts = [
@@ -222,6 +222,8 @@ def _answer(
         with fitting("answers.batch_size", settings.batch_size):
             for written in write(deadline.each(left, f"batches of turn {turn}")):
                 journal.append(written)
+                # the second turn has as many as the first
+                progress.tell(len(prompts) * len(records) + len(journal.records), len(prompts) * len(TURNS), "answers")
         records[turn] = {(record["question_id"], record["choice"]): record for record in journal.records}
     return records
 

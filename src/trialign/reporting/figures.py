@@ -1,20 +1,24 @@
-"""The step that makes figures over alpha x beta: one line for each beta, a panel for each column, the baseline dashed.
+"""What all figures share: colours, sizes, panels, a footer, and the files that they are saved as.
 
-Colours are Okabe and Ito's (2008), told apart by readers with any colour vision, and every line has its own marker.
-The same numbers give the same bytes: no date, no random ids, fonts from matplotlib itself.
+Figures that are read across a page of a paper are 7 inches wide, one panel alone 3.4, a column of it; text is set in
+those inches. Colours are Okabe and Ito's (2008), told apart by readers with any colour vision, and colour never stands
+alone: lines have markers or dashes, marks have shapes. The same numbers give the same bytes: no date, no random ids,
+fonts from matplotlib itself.
 """
 
 from __future__ import annotations
 
 import math
-from itertools import cycle
+from collections.abc import Callable
+from itertools import cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from textwrap import fill
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from trialign.recipes import Column, GridRecipe
-from trialign.reporting.gather import Measurements, Value, missing
+from trialign.recipes import Artifact, Column
 from trialign.steps import Step
 
 if TYPE_CHECKING:
@@ -22,11 +26,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-BASELINE = "#555555"
+READABLE = (*OKABE_ITO[:6], "#000000")  # for thin lines: yellow is too light on white
+DASHES = ((0, ()), (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1)))
+GREY = "#555555"
+SIGNIFICANT = 0.05  # a p-value below it, adjusted, is marked
 COLUMN_WIDTH, PAGE_WIDTH = 3.4, 7.0  # inches: one column and both columns of a two-column paper
 PANELS_PER_ROW = 3
-DODGE = 0.012  # share of the x range that neighbouring lines are set apart, so that error bars do not hide each other
 STYLE = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib
@@ -56,34 +61,22 @@ STYLE = {
 KINDS = ("png", "svg", "pdf")
 UNDATED = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 REMARK = {".png": "Description", ".svg": "Description", ".pdf": "Subject"}  # where a format keeps a sentence
+LEGEND_ROW, FOOTER_ROW = 0.16, 0.11  # inches
+SMALL = 6  # points: the smallest text but for the intervals in a heat map
 
 
-class Point(NamedTuple):
-    """A number of a figure. `alpha` and `beta` are nan for the baseline."""
-
-    panel: str
-    alpha: float
-    beta: float
-    lineage: str
-    value: Value
-
-
-def grid(step: Step[GridRecipe]) -> dict[str, Any]:
-    """Write `<name>.png`, `.svg`, `.pdf` and the `.csv` behind them. Input: `results`.
-
-    UserError names a cell that has no data.
-    """
+def write(step: Step[Any], numbers: pd.DataFrame, draw: Callable[[], Figure]) -> None:
+    """Write `<name>.csv` with the numbers, then what `draw` returns as `.png`, `.svg` and `.pdf`."""
     from matplotlib import rc_context
 
-    recipe = step.recipe
-    points = points_of(recipe, Measurements.of(step))
-    _frame(points).to_csv(step.out / f"{recipe.name}.csv", index=False)
+    recipe: Artifact = step.recipe
+    numbers.to_csv(step.out / f"{recipe.name}.csv", index=False)
     with rc_context(STYLE):
-        figure = draw(recipe, points)
+        figure = draw()
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once, alike in all formats
         for kind in KINDS:
             save(figure, step.out / f"{recipe.name}.{kind}", recipe.title, recipe.notice)
-    lineages = {point.lineage for point in points}
-    return {"panels": len(recipe.columns), "points": len(points), "lineages": len(lineages)}
 
 
 def save(figure: Figure, path: Path, title: str, remark: str = "") -> None:
@@ -92,89 +85,85 @@ def save(figure: Figure, path: Path, title: str, remark: str = "") -> None:
     figure.savefig(path, metadata=metadata, bbox_inches="tight", pad_inches=0.03)
 
 
-def points_of(recipe: GridRecipe, measured: Measurements) -> list[Point]:
-    """Return every number of the figure: for each panel the baseline, then the grid in order of alpha and beta."""
-    cells = sorted((float(a), float(b), lineage) for a, row in recipe.cells.items() for b, lineage in row.items())
-    places = [(math.nan, math.nan, recipe.baseline), *cells]
-    return [
-        Point(column.label, alpha, beta, lineage, measured.value(column, lineage, recipe.seeds))
-        for column in recipe.columns
-        for alpha, beta, lineage in places
-    ]
+class Sheet(NamedTuple):
+    """A figure and its panels, row by row, `across` of them in a row."""
+
+    figure: Figure
+    panels: list[Axes]
+    across: int
+
+    def is_leftmost(self, place: int) -> bool:
+        """Return whether nothing is to the left of a panel."""
+        return place % self.across == 0
+
+    def is_lowest(self, place: int) -> bool:
+        """Return whether nothing is below a panel."""
+        return place + self.across >= len(self.panels)
 
 
-def _frame(points: list[Point]) -> pd.DataFrame:
-    return pd.DataFrame(
-        [(*point[:4], *point.value.numbers) for point in points],
-        columns=["panel", "alpha", "beta", "lineage", "value", "stderr", "n"],
+def sheet(panels: int, height: float, *, most: int = PANELS_PER_ROW, share: Literal["x", "y", ""] = "") -> Sheet:
+    """Return a figure with empty panels: one column wide for a single panel, the page wide for several.
+
+    height: of a panel, in inches; legend and footer add theirs. most: panels in a row; four are two and two.
+    """
+    from matplotlib.figure import Figure
+
+    across = min(panels, most, 2 if panels == 4 else panels)
+    down = math.ceil(panels / across)
+    figure = Figure(figsize=(COLUMN_WIDTH if panels == 1 else PAGE_WIDTH, height * down), layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False, sharex=share == "x", sharey=share == "y").flatten()
+    for panel in axes[panels:]:
+        panel.remove()
+    return Sheet(figure, list(axes[:panels]), across)
+
+
+def name_panel(panel: Axes, label: str, note: str = "") -> None:
+    """Write a panel's name over it, with a note in a line of its own."""
+    panel.set_title(label, loc="left", fontweight="bold", pad=12 if note else 6)
+    panel.annotate(
+        note, (0, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", fontsize=SMALL, color=GREY
     )
 
 
-def draw(recipe: GridRecipe, points: list[Point]) -> Figure:
-    """Return the figure, one column wide for a single panel and the page wide for several."""
-    from matplotlib.figure import Figure
-
-    count = len(recipe.columns)
-    across = min(count, PANELS_PER_ROW)
-    down = math.ceil(count / across)
-    width = COLUMN_WIDTH if count == 1 else PAGE_WIDTH
-    figure = Figure(figsize=(width, 2.0 * down + 0.6), layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False, sharex=True).flat
-    for i, (panel, column) in enumerate(zip(axes, recipe.columns, strict=False)):
-        _panel(panel, [point for point in points if point.panel == column.label], recipe.baseline_label)
-        panel.set_title(column.label, loc="left", fontweight="bold")
-        panel.set_ylabel(_unit(column))
-        if i + across >= count:  # the lowest panel of its column
-            panel.set_xlabel("α")
-            panel.tick_params(labelbottom=True)
-    for panel in list(axes)[count:]:
-        panel.remove()
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    ncols = len(labels) if count > 1 or len(labels) <= 5 else math.ceil(len(labels) / 2)
-    figure.legend(handles, labels, loc="outside upper center", ncols=ncols)
-    gaps = f" No point: {why}." if (why := missing(point.value for point in points)) else ""
-    footer = f"Error bars and band: ± 1 standard error.{gaps} {recipe.notice}".strip()
-    figure.supxlabel(_wrapped(footer, 72 if count == 1 else 150), fontsize=6, color="#555555", x=0.01, ha="left")
-    return figure
+def legend(figure: Figure, handles: list[Any], labels: list[str]) -> None:
+    """Put a legend above all panels, in as few rows as fit, and in as many columns as these rows need."""
+    for rows in range(1, len(labels) + 1):
+        columns = math.ceil(len(labels) / rows)
+        if _width(labels, columns) <= figure.get_figwidth():
+            break
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns)
+    figure.set_figheight(figure.get_figheight() + LEGEND_ROW * rows)
 
 
-def _panel(panel: Axes, points: list[Point], baseline_label: str) -> None:
-    """Draw one panel: the baseline as a dashed line in its band, then a line for each beta over alpha.
+def _width(labels: list[str], columns: int) -> float:
+    """Return how wide a legend is, in inches."""
+    from matplotlib.textpath import TextPath
 
-    A number that is not there leaves a gap in its line.
-    """
-    baseline = next(point.value for point in points if math.isnan(point.alpha))
-    panel.axhspan(baseline.value - baseline.stderr, baseline.value + baseline.stderr, color=BASELINE, alpha=0.12, lw=0)
-    panel.axhline(baseline.value, color=BASELINE, linestyle=(0, (4, 2)), linewidth=1, label=baseline_label)
-    grid_points = [point for point in points if not math.isnan(point.alpha)]
-    alphas = sorted({point.alpha for point in grid_points})
-    betas = sorted({point.beta for point in grid_points})
-    step = DODGE * (alphas[-1] - alphas[0])
-    for i, (beta, colour, marker) in enumerate(zip(betas, cycle(OKABE_ITO), cycle(MARKERS))):
-        line = [point for point in grid_points if point.beta == beta]
-        panel.errorbar(
-            [point.alpha + step * (i - (len(betas) - 1) / 2) for point in line],
-            [point.value.value for point in line],
-            yerr=[point.value.stderr for point in line],
-            color=colour,
-            marker=marker,
-            markeredgecolor="white",
-            markeredgewidth=0.4,
-            elinewidth=0.7,
-            capsize=0,
-            label=f"β = {beta:g}",
-        )
-    panel.set_xticks(alphas, [f"{alpha:g}" for alpha in alphas])
-    panel.margins(x=0.06)
+    size = STYLE["legend.fontsize"]
+    around = size * (STYLE["legend.handlelength"] + STYLE["legend.handletextpad"] + STYLE["legend.columnspacing"])
+    widths = [TextPath((0, 0), label, size=size).get_extents().width for label in labels]
+    return sum(around + max(column) for column in np.array_split(widths, columns)) / 72
 
 
-def _unit(column: Column) -> str:
-    members = column.mean_of or (column,)
+def footer(figure: Figure, *sentences: str) -> None:
+    """Write how to read the figure below it, without the sentences that are empty."""
+    width = 72 if figure.get_figwidth() == COLUMN_WIDTH else 150
+    text = fill(" ".join(sentence for sentence in sentences if sentence), width)
+    figure.supxlabel(text, fontsize=SMALL, color=GREY, x=0.01, ha="left")
+    figure.set_figheight(figure.get_figheight() + FOOTER_ROW * (1 + text.count("\n")))
+
+
+def lines(number: int) -> list[tuple[str, Any]]:
+    """Return a colour and a dash pattern for each of some lines; the first 35 differ in both or in one."""
+    return list(islice(zip(cycle(READABLE), cycle(DASHES), strict=False), number))
+
+
+def unit(column: Column) -> str:
+    """Return what a column's numbers are, for an axis."""
     name = "mean" if column.mean_of else str(column.metric)
-    return f"{name} (%)" if all(member.scale == 100 for member in members) else name
+    return f"{name} (%)" if is_percent(column) else name
 
 
-def _wrapped(text: str, width: int) -> str:
-    from textwrap import fill
-
-    return fill(text, width)
+def is_percent(column: Column) -> bool:
+    """Return whether a column's numbers are percentages."""
+    return all(member.scale == 100 for member in column.mean_of or (column,))

@@ -20,10 +20,11 @@ import pandas as pd
 from trialign import diverged
 from trialign.errors import UserError
 from trialign.evaluation.records import RESULTS
-from trialign.paths import SuiteId, parse_suite
+from trialign.paths import SuiteId, parse_suite, run_of
 from trialign.recipes import Column, Items
 from trialign.reporting import statistics
-from trialign.steps import Step
+from trialign.reporting.statistics import Stratum
+from trialign.steps import RUN_JSON, Step
 
 _KEY = ["benchmark", "metric"]
 _ITEM = ["benchmark", "subset", "item"]
@@ -34,6 +35,7 @@ class Value(NamedTuple):
     """A mean, its standard error (nan where undefined: a single item) and the number of item records behind it.
 
     value is nan, and n 0, where there is none: `missing` says why. df: degrees of freedom of the standard error.
+    all_right: where it is the share of items that are right, each counting the same, the value if all were; else 0.
     """
 
     value: float
@@ -41,6 +43,7 @@ class Value(NamedTuple):
     n: int
     missing: str = ""
     df: float = math.inf
+    all_right: float = 0.0
 
     @property
     def scored(self) -> bool:
@@ -54,12 +57,19 @@ class Value(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95% t-interval: of the items that were sampled, with several seeds also of the seeds (`statistics`)."""
+        """The 95% interval over the items that were sampled, with several seeds also over the seeds (`statistics`).
+
+        Wilson's of a share, otherwise the t-interval.
+        """
+        if self.all_right:
+            low, high = statistics.interval_of_share(self.value / self.all_right * self.n, self.n)
+            return low * self.all_right, high * self.all_right
         return statistics.interval(self.value, self.stderr, self.df)
 
     def scaled(self, factor: float) -> Value:
         """Return the value in other units: `factor` 100 makes percent of an accuracy."""
-        return self._replace(value=self.value * factor, stderr=self.stderr * factor)
+        units = {name: getattr(self, name) * factor for name in ("value", "stderr", "all_right")}
+        return self._replace(**units)
 
 
 NO_SCORE = Value(math.nan, math.nan, 0, "training diverged")
@@ -93,6 +103,8 @@ def mean(values: Sequence[Value]) -> Value:
     """
     if lacking := [value for value in values if not value.scored]:
         return lacking[0]
+    if len(values) == 1:
+        return values[0]
     k, variances = len(values), [value.stderr**2 for value in values]
     return Value(
         math.fsum(value.value for value in values) / k,
@@ -100,25 +112,6 @@ def mean(values: Sequence[Value]) -> Value:
         sum(value.n for value in values),
         df=statistics.satterthwaite(variances, [value.df for value in values]),
     )
-
-
-def over_seeds(values: Sequence[Value]) -> Value:
-    """Return the mean over runs that differ in their seed: standard error sqrt(W + B / K), n the sum.
-
-    W is the mean of the runs' squared standard errors: all runs meet the same items, so more seeds do not make the
-    sampling of items more certain. B is the variance (ddof 1) of the K runs' values, the seeds' own scatter. Without a
-    score where a run has none: the mean of those that did not diverge would be another quantity.
-    """
-    if lacking := [value for value in values if not value.scored]:
-        return lacking[0]
-    k = len(values)
-    if k == 1:
-        return values[0]
-    centre = math.fsum(value.value for value in values) / k
-    within = math.fsum(value.stderr**2 for value in values) / k
-    between = math.fsum((value.value - centre) ** 2 for value in values) / (k - 1)
-    df = statistics.satterthwaite([within, between / k], [min(value.df for value in values), k - 1])
-    return Value(centre, math.sqrt(within + between / k), sum(value.n for value in values), df=df)
 
 
 def read(folder: Path) -> Suite:
@@ -163,8 +156,9 @@ def _means(items: pd.DataFrame, keys: list[str]) -> dict[tuple[str, ...], Value]
     squares = (deviations.groupby([*(items[key] for key in keys), asked]).sum() ** 2).groupby(level=keys)
     clusters = squares.size()
     errors = (squares.sum() * clusters / (clusters - 1)).pow(0.5) / groups.size()
+    shares = items["value"].isin((0.0, 1.0)).groupby([items[key] for key in keys]).all() & (clusters == groups.size())
     return {
-        key: Value(float(centre), float(errors[key]), int(n), df=float(clusters[key] - 1))
+        key: Value(float(centre), float(errors[key]), int(n), "", float(clusters[key] - 1), float(shares[key]))
         for (key, centre), n in zip(groups.mean().items(), groups.size(), strict=True)
     }
 
@@ -223,11 +217,13 @@ class Measurements:
         self.artifact = artifact
         self._runs: dict[tuple[str, int, Items], Suite] = {}
         self._diverged: set[tuple[str, int]] = set()
+        self._folders: dict[tuple[str, int], Path] = {}
         self._subsets: dict[tuple[str, str, Items], tuple[frozenset[str], SuiteId]] = {}
         self._judges: dict[str, tuple[Any, Path]] = {}
         overlap = Overlap(overlaps) if overlaps else None
         for folder in folders:
             identity = parse_suite(folder)
+            self._folders[identity.lineage, identity.seed] = run_of(folder)
             if diverged.read(folder):
                 self._diverged.add((identity.lineage, identity.seed))
                 continue
@@ -276,11 +272,23 @@ class Measurements:
     def value(self, column: Column, lineage: str, seeds: Sequence[int]) -> Value:
         """Return a cell in the column's units: the mean over seeds of the mean over items, subsets or benchmarks.
 
+        With several seeds it is taken on the items that all of them have. Without a score where a run has none: the
+        mean of those that did not diverge would be another quantity.
         UserError that names the cell where an item record that it needs is missing.
         """
-        if column.mean_of:
-            return over_seeds([mean([self._one(part, lineage, seed) for part in column.mean_of]) for seed in seeds])
-        return over_seeds([self._one(column, lineage, seed) for seed in seeds])
+        runs = [mean([self._one(part, lineage, seed) for part in parts(column)]) for seed in seeds]
+        if lacking := [value for value in runs if not value.scored]:
+            return lacking[0]
+        if len(runs) == 1:
+            return runs[0]
+        common = strata(self, column, [lineage], seeds)
+        ((value, stderr, df),) = statistics.estimate(common)
+        return Value(value, stderr, len(runs) * int(sum(stratum.sizes.sum() for stratum in common)), df=df)
+
+    def chosen(self, lineage: str, seeds: Sequence[int]) -> str:
+        """Return which candidate the last stage of a lineage took; with several seeds, each that any of them took."""
+        records = [json.loads((self._folders[lineage, seed] / RUN_JSON).read_text()) for seed in seeds]
+        return " or ".join(dict.fromkeys(record["facts"]["chosen"] for record in records))
 
     def records(self, part: Column, lineage: str, seed: int) -> pd.Series:
         """Return the values behind a scored number of one benchmark, by subset and item, in the records' own units."""
@@ -314,3 +322,44 @@ class Measurements:
                 f"{there}, not {column.benchmark} ({column.metric})"
             )
         return (measured.subsets if column.aggregate == "subsets" else measured.items).scaled(column.scale)
+
+
+def parts(column: Column) -> tuple[Column, ...]:
+    """Return the columns of single benchmarks whose mean a column is: itself for one of them."""
+    return column.mean_of or (column,)
+
+
+def strata(measured: Measurements, column: Column, lineages: Sequence[str], seeds: Sequence[int]) -> list[Stratum]:
+    """Return the strata of a column over the items that all of these runs have; the rows are `lineages`.
+
+    UserError where they have none in common.
+    """
+    return [
+        stratum._replace(weight=stratum.weight / len(parts(column)))
+        for part in parts(column)
+        for stratum in _strata_of(measured, part, lineages, seeds)
+    ]
+
+
+def _strata_of(measured: Measurements, part: Column, lineages: Sequence[str], seeds: Sequence[int]) -> list[Stratum]:
+    runs = [measured.records(part, lineage, seed) for lineage in lineages for seed in seeds]
+    frame = pd.concat(runs, axis=1, join="inner", keys=range(len(runs)))
+    if frame.empty:
+        raise UserError(
+            f"{measured.artifact}: {' and '.join(lineages)} have no item of column '{part.label}' in common: evaluate "
+            "them on the same ones"
+        )
+    subsets, items = (frame.index.get_level_values(level).to_series(index=frame.index) for level in ("subset", "item"))
+    stratum = subsets if part.aggregate == "subsets" else subsets.map(lambda _: "")
+    clusters = frame.groupby([stratum.rename("stratum"), questions(subsets, items)])
+    sizes = clusters.size()
+    groups = clusters.sum().groupby(level="stratum")
+    return [
+        Stratum(
+            name=f"{part.benchmark}/{name}",
+            sums=sums.to_numpy().reshape(-1, len(lineages), len(seeds)),
+            sizes=sizes[name].to_numpy(dtype=float),
+            weight=part.scale / len(groups),
+        )
+        for name, sums in groups
+    ]

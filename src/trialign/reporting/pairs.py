@@ -1,18 +1,63 @@
-"""Paired differences of lineages in a column: from the item records of `gather` to the strata of `statistics`."""
+"""Paired differences of lineages in a column: from the item records of `gather` to the strata of `statistics`.
+
+A family is what p-values are corrected in: all pairs of a table's lineages in one column of numbers.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, combinations
+from typing import Literal, NamedTuple
 
-import pandas as pd
-
-from trialign.errors import UserError
 from trialign.recipes import Column
 from trialign.reporting import statistics
-from trialign.reporting.gather import Measurements, missing, questions
-from trialign.reporting.statistics import Difference, Stratum
+from trialign.reporting.gather import Measurements, Value, missing, parts, strata
+from trialign.reporting.statistics import LEVEL, Difference
+
+Mark = Literal["", "best", "near"]
+
+
+class Pair(NamedTuple):
+    """Two lineages in a column (its label), a less b, with p corrected within the column's family by Holm's method."""
+
+    column: str
+    a: str
+    b: str
+    difference: Difference
+    p_holm: float
+
+
+def family(measured: Measurements, column: Column, lineages: Sequence[str], seeds: Sequence[int]) -> list[Pair]:
+    """Return all pairs of a table's lineages in a column, a lineage that is there twice taken once.
+
+    UserError as for `differences`.
+    """
+    once = list(dict.fromkeys(lineages))
+    found = differences(measured, column, once, seeds)
+    corrected = statistics.holm([difference.p for difference in found])
+    return [
+        Pair(column.label, *pair, difference, p)
+        for pair, difference, p in zip(combinations(once, 2), found, corrected, strict=True)
+    ]
+
+
+def marks(values: Mapping[str, Value], family: Sequence[Pair]) -> dict[str, Mark]:
+    """Return what is best of a family, and what is near: its difference from the best may be none (p_holm >= 0.05).
+
+    values: of its lineages. Larger is better, as for every metric here. A lineage without a score has no mark, and one
+    alone has none. Where p is not defined (a single item) nothing is told apart from the best.
+    """
+    scored = {lineage: value.value for lineage, value in values.items() if value.scored}
+    if len(scored) < 2:
+        return {}
+    best = max(scored, key=scored.__getitem__)
+    worse = {pair.b if pair.a == best else pair.a for pair in family if best in pair[1:3] and pair.p_holm < 1 - LEVEL}
+    return {
+        lineage: "best" if value == scored[best] else "near"
+        for lineage, value in scored.items()
+        if lineage not in worse
+    }
 
 
 def differences(
@@ -32,19 +77,6 @@ def differences(
     ]
 
 
-def strata(measured: Measurements, column: Column, lineages: Sequence[str], seeds: Sequence[int]) -> list[Stratum]:
-    """Return the strata of a column over the items that all of these runs have; the rows are `lineages`.
-
-    UserError where they have none in common.
-    """
-    parts = column.mean_of or (column,)
-    return [
-        stratum._replace(weight=stratum.weight / len(parts))
-        for part in parts
-        for stratum in _strata_of(measured, part, lineages, seeds)
-    ]
-
-
 def _scored(
     measured: Measurements, column: Column, lineages: list[str], seeds: Sequence[int]
 ) -> dict[tuple[str, str], Difference]:
@@ -57,32 +89,8 @@ def _scored(
 
 
 def _same_items(measured: Measurements, column: Column, lineages: Sequence[str], seeds: Sequence[int]) -> bool:
-    for part in column.mean_of or (column,):
+    for part in parts(column):
         indices = [measured.records(part, lineage, seed).index for lineage in lineages for seed in seeds]
         if not all(index.equals(indices[0]) for index in indices):
             return False
     return True
-
-
-def _strata_of(measured: Measurements, part: Column, lineages: Sequence[str], seeds: Sequence[int]) -> list[Stratum]:
-    runs = [measured.records(part, lineage, seed) for lineage in lineages for seed in seeds]
-    frame = pd.concat(runs, axis=1, join="inner", keys=range(len(runs)))
-    if frame.empty:
-        raise UserError(
-            f"{measured.artifact}: {' and '.join(lineages)} have no item of column '{part.label}' in common: evaluate "
-            "them on the same ones"
-        )
-    subsets, items = (frame.index.get_level_values(level).to_series(index=frame.index) for level in ("subset", "item"))
-    stratum = subsets if part.aggregate == "subsets" else subsets.map(lambda _: "")
-    clusters = frame.groupby([stratum.rename("stratum"), questions(subsets, items)])
-    sizes = clusters.size()
-    groups = clusters.sum().groupby(level="stratum")
-    return [
-        Stratum(
-            name=f"{part.benchmark}/{name}",
-            sums=sums.to_numpy().reshape(-1, len(lineages), len(seeds)),
-            sizes=sizes[name].to_numpy(dtype=float),
-            weight=part.scale / len(groups),
-        )
-        for name, sums in groups
-    ]

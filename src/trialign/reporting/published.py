@@ -1,107 +1,68 @@
-"""A table's own numbers beside the published ones: the same rows, each cell `ours (published)`.
+"""The published numbers: `paper/published_values.csv`, and those of a table's cells.
 
-`paper/published_values.csv` holds what the paper's text and the authors' page state, each with its source, as facts:
-as they are printed there (two decimals, truncated), with the lineage and the column that they belong to. What is lost
-has no line there and no number here.
+The file holds what the paper's text and the authors' page state, each with its source, as facts: as they are printed
+there (two decimals, cut), with the lineage and the column that they belong to. `items` is what a number is a count over
+(the benchmark's items; empty where it is no count); `origin` says where a number is from that the paper does not say.
+What is lost has no line there and no number here.
 """
 
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from trialign.config import Experiment
 from trialign.errors import UserError
-from trialign.paths import PROVENANCE
-from trialign.reporting.render import DASH
+from trialign.recipes import Flag, Published
+from trialign.reporting import consistency
+
+COLUMNS = ("artifact", "lineage", "column", "benchmark", "metric", "value", "items", "source", "origin")
 
 
-class Beside(NamedTuple):
-    """A number of a table, as the csv has it ("" where the run diverged), and the published one (None: not known)."""
-
-    ours: str
-    published: str | None
-
-    def __str__(self) -> str:
-        ours = self.ours or DASH
-        return ours if self.published is None else f"{ours} ({self.published})"
-
-
-class Line(NamedTuple):
-    """A row: its leading texts and its numbers."""
-
-    texts: tuple[str, ...]
-    cells: tuple[Beside, ...]
-
-
-def read(path: Path, experiment: Experiment) -> dict[tuple[str, str, str], str]:
-    """Return (artifact, lineage, column) -> the published value, as it is printed. UserError for any other file."""
-    return {
-        (row["artifact"], str(experiment.lineage(row["lineage"])), row["column"]): row["value"] for row in cells(path)
-    }
+def read(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a file of published values. UserError for any other file."""
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    if lacking := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
+        raise UserError(
+            f"{path}: it lacks {', '.join(lacking)}: published values need the columns {', '.join(COLUMNS)}"
+        )
+    return rows
 
 
 def cells(path: Path) -> list[dict[str, str]]:
-    """Return the published cells of lineages, as the file has them. UserError for any other file."""
-    if not path.is_file():
-        raise UserError(f"config: published: {path} does not exist; name the file with the published values")
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or not {"artifact", "lineage", "column", "value"} <= rows[0].keys():
-        raise UserError(f"{path}: it needs the columns artifact, lineage, column and value")
-    return [row for row in rows if row["lineage"]]
+    """Return the rows that are cells of lineages. UserError as `read`."""
+    return [row for row in read(path) if row["lineage"]]
 
 
-def beside(root: Path, name: str, published: Mapping[tuple[str, str, str], str]) -> tuple[list[str], list[Line]]:
-    """Return the headings and the rows of table `name` of the results tree `root`, with the published numbers.
+def of_artifact(experiment: Experiment, artifact: str) -> tuple[Published, ...]:
+    """Return the published numbers of an artifact, with their flags; none where the experiment is compared with none.
 
-    Which lineage a cell is of comes from the recipe that made the table. UserError if it is not made, or is no table.
+    A lineage that the experiment cannot have (its overlay has dropped a model or a stage) is in none of its tables.
     """
-    record = root / PROVENANCE / f"{name}.json"
-    if not (root / f"{name}.csv").is_file() or not record.is_file():
-        raise UserError(f"{root}/{name}.csv is not made yet: run snakemake {root}/{name}.csv first")
-    recipe = json.loads(record.read_text())["recipe"]
-    with (root / f"{name}.csv").open(encoding="utf-8", newline="") as file:
-        headings, *rows = csv.reader(file)
-    places = _places(recipe, name)
-    texts = len(headings) - len(places[0])
-    lines = [
-        Line(
-            tuple(row[:texts]),
-            tuple(Beside(cell, published.get((name, *place))) for cell, place in zip(row[texts:], each, strict=True)),
-        )
-        for row, each in zip(rows, places, strict=True)
-    ]
-    return headings, lines
+    if experiment.published is None:
+        return ()
+    path = Path(experiment.published)
+    rows, flags = _read(path, path.stat().st_mtime_ns)
+    found = []
+    for row in rows:
+        if row["artifact"] == artifact and row["lineage"]:
+            with suppress(UserError):
+                place, lineage = (artifact, row["lineage"], row["column"]), str(experiment.lineage(row["lineage"]))
+                number = {"column": row["column"], "value": row["value"], "flags": flags.get(place, ())}
+                found.append(Published(lineage=lineage, **number))
+    return tuple(found)
 
 
-def _places(recipe: Mapping[str, Any], name: str) -> list[list[tuple[str, str]]]:
-    """Return for each cell the lineage and the column that its published value goes by."""
-    if recipe["step"] == "table":
-        labels = [column["label"] for column in recipe["columns"]]
-        return [[(row["lineage"], label) for label in labels] for row in recipe["rows"]]
-    if recipe["step"] == "pivot":
-        label = recipe["column"]["label"]
-        return [[(recipe["cells"][row][column], label) for column in recipe["columns"]] for row in recipe["rows"]]
-    raise UserError(f"'{name}' is no table of lineages: nothing of it can be compared")
-
-
-def print_beside(name: str, headings: list[str], lines: list[Line], console: Console) -> None:
-    """Print a table with the published numbers in brackets, and how many of its cells have one."""
-    table = Table(title=escape(f"{name}: ours (published)"), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    for i, heading in enumerate(headings):
-        table.add_column(escape(heading), justify="left" if i < len(lines[0].texts) else "right", overflow="fold")
-    for line in lines:
-        table.add_row(*map(escape, line.texts), *map(escape, map(str, line.cells)))
-    console.print(table)
-    cells = [cell for line in lines for cell in line.cells]
-    known = sum(cell.published is not None for cell in cells)
-    console.print(f"{known} of {len(cells)} cells have a published number.", highlight=False)
+@cache
+def _read(path: Path, _changed: int) -> tuple[list[dict[str, str]], dict[tuple[str, str, str], tuple[Flag, ...]]]:
+    """Return the rows and the flags of a file, once for the artifacts of a workflow."""
+    rows = read(path)
+    flags: dict[tuple[str, str, str], tuple[Flag, ...]] = {}
+    for artifact, lineage, column, kind, text in consistency.problems(rows):
+        place = artifact, lineage, column
+        flags[place] = (*flags.get(place, ()), Flag(kind=kind, text=text))
+    return rows, flags

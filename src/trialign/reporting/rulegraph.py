@@ -34,10 +34,14 @@ def draw(dot_text: str, out: Path) -> None:
 
     A rule that reads its own results has a loop. UserError where the text holds no rules.
     """
+    save_graph(parse(dot_text), out.with_suffix(".svg"), out.with_suffix(".png"))
+
+
+def save_graph(rules: nx.DiGraph, *files: Path) -> None:
+    """Draw rules and their edges (from the rule that is read to the rule that reads) into files, by their suffixes."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    rules = parse(dot_text)
     layers = ordered(rules)
     places = shifted(rules, layers)
     width = max(places[node] + _width(node) / 2 for node in places) + 0.35  # room for a loop on the right
@@ -51,8 +55,8 @@ def draw(dot_text: str, out: Path) -> None:
             for node in layer:
                 if isinstance(node, str):
                     _draw_box(axes, node, places[node], -LAYER * depth, target=not any(rules.succ[node]))
-        for suffix in (".svg", ".png"):
-            save(figure, out.with_suffix(suffix), "Rule graph")
+        for file in files:
+            save(figure, file, "Rule graph")
 
 
 def parse(dot_text: str) -> nx.DiGraph:

@@ -18,6 +18,7 @@ NUMBER = re.compile(r"-|(-?\d[\d.]*)?")  # a run that diverged has nothing in it
 UNBOUNDED = 10_000  # columns of a terminal on which nothing has to fold
 # what a finished results tree holds beside the printed tables, in the order in which it is told
 PLACES = (
+    ("the study", "index.html"),
     ("tables", "table*.html"),
     ("figures", "figure*.png"),
     ("all numbers", "results.csv"),

@@ -6,8 +6,8 @@ stratum the clusters (questions, whose turns hang together) are what was sampled
 
 What a seed varies is the training: the order of the data, what is initialised, and the drawing of answers; the
 training data and the benchmarks' items are the same. With one seed an interval is about the items alone. With several
-it is about items and seeds: two or three seeds carry no bootstrap, so it is a t-interval, with the degrees of freedom
-of Satterthwaite (1946) for the sum of both variances.
+it is about items and seeds: two or three seeds carry no bootstrap, so it is a t-interval (`_combined`).
+docs/statistics.md says what was measured of their coverage.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 
 LEVEL = 0.95
 RESAMPLES = 5000
@@ -68,10 +69,30 @@ class Difference(NamedTuple):
     missing: str = ""
 
 
+class Estimate(NamedTuple):
+    """A number: its value, its standard error (nan for a single cluster), and the degrees of freedom of that."""
+
+    value: float
+    stderr: float
+    df: float
+
+
 def interval(value: float, stderr: float, df: float) -> tuple[float, float]:
     """Return the 95% t-interval of an estimate; nan where its standard error is."""
-    half = float(stats.t.ppf((1 + LEVEL) / 2, df)) * stderr if stderr else stderr
+    half = float(_t(df)) * stderr if stderr else stderr
     return value - half, value + half
+
+
+def interval_of_share(right: float, n: int) -> tuple[float, float]:
+    """Return Wilson's (1927) 95% interval of a share, for `right` of n independent items: within 0 and 1."""
+    low, high = proportion_confint(right, n, alpha=1 - LEVEL, method="wilson")
+    return float(low), float(high)
+
+
+def estimate(strata: Sequence[Stratum]) -> list[Estimate]:
+    """Return the number of each row, its mean over seeds; the error holds the items and the seeds (`_combined`)."""
+    found = _combined(_per_seed(strata), [_variances(_deviations(stratum)) for stratum in strata], _freedoms(strata))
+    return [Estimate(*map(float, row)) for row in zip(_per_seed(strata).mean(axis=1), *found[:2], strict=True)]
 
 
 def satterthwaite(variances: Sequence[float], dfs: Sequence[float]) -> float:
@@ -99,34 +120,28 @@ def differences(strata: Sequence[Stratum]) -> list[Difference]:
     """Return the difference of every pair of rows (0 and 1, 0 and 2, ..., 1 and 2, ...).
 
     One seed: a percentile interval of RESAMPLES resamples of clusters within strata, the same resamples for all rows
-    (Efron and Tibshirani 1993, chapter 13); p by McNemar's exact test where items are right or wrong and each counts
-    the same, otherwise by a t-test on cluster-robust errors. Several seeds: a t-interval and test on the mean over
-    seeds, whose variance is that over items plus that over seeds, both of the pair's differences.
+    (Efron and Tibshirani 1993, chapter 13; expanded: `_bootstrap`); p by McNemar's exact test where items are right or
+    wrong and each counts the same, otherwise by a t-test on cluster-robust errors. Several seeds: a t-interval and
+    test on the mean over seeds, whose error holds the items and the seeds of the pair's differences (`_combined`).
     """
     rows, seeds = strata[0].sums.shape[1:]
     if rows < 2:
         return []
     left, right = (np.array(side, dtype=int) for side in zip(*combinations(range(rows), 2), strict=True))
-    per_seed = sum(stratum.weight * stratum.means for stratum in strata)
-    deltas = per_seed[left] - per_seed[right]  # (pairs, seeds)
-    d = deltas.mean(axis=1)
-    variances, dfs = _item_variances(strata, left, right), [len(stratum.sizes) - 1 for stratum in strata]
-    seed_se = deltas.std(axis=1, ddof=1) / math.sqrt(seeds) if seeds > 1 else np.full(len(d), math.nan)
-    if seeds > 1:
-        variances, dfs = np.vstack([variances, seed_se**2]), [*dfs, seeds - 1]
-    se = np.sqrt(variances.sum(axis=0))
-    df = np.array([satterthwaite(column, dfs) for column in variances.T.tolist()])
-    half = stats.t.ppf((1 + LEVEL) / 2, df) * se
-    low, high, test = d - half, d + half, "t over items and seeds"
-    p = _t_test(d, se, df)
+    numbers = _per_seed(strata)
+    deltas = numbers[left] - numbers[right]  # (pairs, seeds)
+    d, parts = deltas.mean(axis=1), [_variances_of_pairs(stratum) for stratum in strata]
+    se, df, seed_se = _combined(deltas, parts, _freedoms(strata))
+    half = _t(df) * se
+    low, high, p, test = d - half, d + half, _t_test(d, se, df), "t over items and seeds"
     if seeds == 1:
-        low, high, test = *_bootstrap(strata, left, right), "bootstrap, t"
+        low, high, test = *_bootstrap(strata, parts, df), "bootstrap, t"
         if _is_right_or_wrong(strata):
             p, test = _mcnemar(strata[0].sums[:, :, 0], left, right), "bootstrap, McNemar"
-    seed_half = float(stats.t.ppf((1 + LEVEL) / 2, seeds - 1)) * seed_se if seeds > 1 else seed_se
+    seed_half = _t(seeds - 1) * seed_se if seeds > 1 else seed_se
     n = int(sum(stratum.sizes.sum() for stratum in strata))
     columns = (d, se, low, high, d - seed_half, d + seed_half, p)
-    return [Difference(*map(float, numbers), n, test) for numbers in zip(*columns, strict=True)]
+    return [Difference(*map(float, each), n, test) for each in zip(*columns, strict=True)]
 
 
 def resampled(strata: Sequence[Stratum]) -> Floats:
@@ -151,26 +166,109 @@ def _counts(name: str, clusters: int) -> Iterator[Floats]:
         yield np.bincount(drawn.ravel(), minlength=rows * clusters).reshape(rows, clusters).astype(float)
 
 
-def _bootstrap(strata: Sequence[Stratum], left: NDArray[np.int_], right: NDArray[np.int_]) -> tuple[Floats, Floats]:
-    numbers = resampled(strata)
-    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    ends = [np.quantile(numbers[:, i] - numbers[:, j], tails) for i, j in zip(left, right, strict=True)]
-    return tuple(np.array(ends).T)
+def _bootstrap(strata: Sequence[Stratum], parts: Sequence[Parts], df: Floats) -> tuple[Floats, Floats]:
+    """Return the ends of each pair's percentile interval, expanded: nan where a stratum has a single cluster.
 
-
-def _item_variances(strata: Sequence[Stratum], left: NDArray[np.int_], right: NDArray[np.int_]) -> Floats:
-    """Return the cluster-robust variance of each pair's difference in each stratum: (strata, pairs).
-
-    C / (C - 1) * sum over clusters of (sum of deviations)^2 / n^2, for C clusters and n items.
+    Percentiles of resamples are those of a normal distribution with the variance (C - 1) / C of the unbiased one, for
+    C clusters: too narrow where these are few. The expanded interval takes the percentiles Phi(-+ t s / s*) for the
+    unbiased error s and the resamples' s*, t with the degrees of freedom of s (Hesterberg 2015, The American
+    Statistician 69, 371-386).
     """
-    found = []
-    for _, sums, sizes, weight in strata:
-        rows = sums.mean(axis=2)
-        deviations = rows - sizes[:, None] * (rows.sum(axis=0) / sizes.sum())
-        clusters, pairs = len(sizes), zip(left, right, strict=True)
-        squares = np.array([np.square(deviations[:, i] - deviations[:, j]).sum() for i, j in pairs])
-        found.append(weight**2 * squares / sizes.sum() ** 2 * (clusters / (clusters - 1) if clusters > 1 else math.nan))
-    return np.array(found)
+    numbers = resampled(strata)
+    unbiased = sum(part.items for part in parts)
+    drawn = sum(part.items * (1 - 1 / len(stratum.sizes)) for part, stratum in zip(parts, strata, strict=True))
+    ratio = np.sqrt(np.divide(unbiased, drawn, out=np.ones_like(unbiased), where=(drawn > 0) | np.isnan(unbiased)))
+    tails = stats.norm.cdf(-_t(df) * ratio)
+    ends = np.full((len(tails), 2), math.nan)
+    for pair, (i, j) in enumerate(combinations(range(numbers.shape[1]), 2)):
+        if not math.isnan(tails[pair]):
+            ends[pair] = np.quantile(numbers[:, i] - numbers[:, j], [tails[pair], 1 - tails[pair]])
+    return ends[:, 0], ends[:, 1]
+
+
+def _per_seed(strata: Sequence[Stratum]) -> Floats:
+    """Return the number of each row and seed: (rows, seeds)."""
+    return sum((stratum.weight * stratum.means for stratum in strata), start=np.zeros(1))
+
+
+def _freedoms(strata: Sequence[Stratum]) -> list[int]:
+    return [len(stratum.sizes) - 1 for stratum in strata]
+
+
+class Parts(NamedTuple):
+    """What a stratum puts into the variance of numbers (or of their differences): (numbers,) each.
+
+    items: by the sampling of items, of the mean over seeds. interaction: the part of it by which the effects of seeds
+    differ between items; 0 for one seed.
+    """
+
+    items: Floats
+    interaction: Floats
+
+
+def _deviations(stratum: Stratum) -> Floats:
+    """Return by how much each cluster moves the number from its value: (clusters, rows, seeds)."""
+    deviations = stratum.sums - stratum.sizes[:, None, None] * stratum.means
+    return stratum.weight / stratum.sizes.sum() * deviations
+
+
+def _variances(deviations: Floats) -> Parts:
+    """Return the cluster-robust variances C / (C - 1) * sum of squares of (clusters, numbers, seeds); nan for C = 1."""
+    clusters, _, seeds = deviations.shape
+    scale = clusters / (clusters - 1) if clusters > 1 else math.nan
+    means = deviations.mean(axis=2)
+    rest = np.square(deviations - means[:, :, None]).sum(axis=(0, 2)) / (seeds * max(seeds - 1, 1))
+    return Parts(scale * np.square(means).sum(axis=0), scale * rest)
+
+
+def _variances_of_pairs(stratum: Stratum) -> Parts:
+    """Return the variances of the differences of all pairs of rows, in their order."""
+    deviations = _deviations(stratum)
+    rows = range(deviations.shape[1] - 1)
+    parts = [_variances(deviations[:, i : i + 1] - deviations[:, i + 1 :]) for i in rows]
+    return Parts(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+class Combined(NamedTuple):
+    """The standard errors of numbers, their degrees of freedom, and the errors over seeds alone: (numbers,) each."""
+
+    stderr: Floats
+    df: Floats
+    seeds: Floats
+
+
+def _combined(values: Floats, parts: Sequence[Parts], dfs: Sequence[int]) -> Combined:
+    """Return the errors of means over seeds. values: (numbers, seeds); parts, dfs: of the strata.
+
+    Items and seeds are crossed random effects, so the variance of the mean is that over items plus the seeds' own,
+    which is the variance of the seeds' values less their interaction with the items that the first holds already
+    (0 where that is more): Searle, Casella and McCulloch (1992), Variance Components. Two seeds leave one degree of
+    freedom, with which Satterthwaite's intervals are far too narrow (88%). The half of the interval is therefore
+    sqrt(t_items^2 v_items + t_seeds^2 v_seeds), the modified large-sample one (Howe 1974, Journal of the American
+    Statistical Association 69, 789-794; Graybill and Wang 1980, ibid. 75, 869-873); df is where Student's t is as wide.
+    """
+    items, interaction = (np.sum(list(each), axis=0) for each in zip(*parts, strict=True))
+    of_strata = np.array([part.items for part in parts]).T.tolist()
+    df = np.array([satterthwaite(variances, dfs) for variances in of_strata])
+    seeds = values.shape[1]
+    if seeds == 1:
+        return Combined(np.sqrt(items), df, np.full(len(df), math.nan))
+    seed_variance = values.var(axis=1, ddof=1) / seeds
+    own = np.maximum(seed_variance - interaction, 0)
+    share = np.divide(own, items + own, out=np.zeros_like(own), where=items + own > 0)
+    critical = np.sqrt((1 - share) * _t(df) ** 2 + share * _t(seeds - 1) ** 2)
+    return Combined(np.sqrt(items + own), _df_of(critical), np.sqrt(seed_variance))
+
+
+def _t(df: Floats | float) -> Floats:
+    """Return the critical value of the 95% t-interval."""
+    return np.asarray(stats.t.ppf((1 + LEVEL) / 2, df))
+
+
+def _df_of(critical: Floats) -> Floats:
+    """Return the degrees of freedom whose critical value this is, to 1e-6 of the value; at least 1."""
+    grid = np.geomspace(1, 1e6, 20_000)
+    return np.where(np.isnan(critical), math.nan, np.interp(-critical, -_t(grid), grid))
 
 
 def _t_test(d: Floats, se: Floats, df: Floats) -> Floats:

@@ -12,48 +12,60 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from trialign import slurm
 from trialign.deadline import Deadline
 from trialign.errors import Again
+from trialign.progress import SECONDS, Progress
 from trialign.training import distributed
 
 CHECKPOINT_SECONDS = 600.0
-PROGRESS_SECONDS = 5.0
 
 
-class Progress(TrainerCallback):
-    """One line on stderr every few seconds: step of how many, loss, tokens per second, time left.
+class ProgressLines(TrainerCallback):
+    """One line on stderr every few seconds, also told to `progress`: step of how many, loss, tokens/s, time left.
 
-    tokens_per_step: how many tokens the policy reads in a step, on the average.
+    tokens_per_step: how many tokens the policy reads in a step, on the average. first_step_after: seconds from the
+    start of this process to its first step, None before that.
     """
 
-    def __init__(self, tokens_per_step: float):
-        self._tokens_per_step = tokens_per_step
+    def __init__(self, tokens_per_step: float, progress: Progress):
+        self._tokens_per_step, self._progress = tokens_per_step, progress
+        self.first_step_after: float | None = None
         self._start = self._last = 0.0
         self._first_step = 0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._start = self._last = time.monotonic()
         self._first_step = state.global_step
+        if state.is_world_process_zero:
+            self._progress.tell(state.global_step, state.max_steps, "steps")
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.first_step_after is None:
+            self.first_step_after = round(time.time() - psutil.Process().create_time(), 3)
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         now = time.monotonic()
         steps = state.global_step - self._first_step
         if "loss" not in state.log_history[-1] or steps == 0 or not state.is_world_process_zero:
             return
-        if now - self._last < PROGRESS_SECONDS and state.global_step < state.max_steps:
+        if now - self._last < SECONDS and state.global_step < state.max_steps:
             return
         self._last = now
         seconds = (now - self._start) / steps
-        left = timedelta(seconds=round(seconds * (state.max_steps - state.global_step)))
+        loss, speed = state.log_history[-1]["loss"], self._tokens_per_step / seconds
+        left = round(seconds * (state.max_steps - state.global_step))
         print(
-            f"step {state.global_step}/{state.max_steps}  loss {state.log_history[-1]['loss']:.4f}  "
-            f"{self._tokens_per_step / seconds:,.0f} tokens/s  {left} left",
+            f"step {state.global_step}/{state.max_steps}  loss {loss:.4f}  {speed:,.0f} tokens/s  "
+            f"{timedelta(seconds=left)} left",
             file=sys.stderr,
             flush=True,
         )
+        told = {"loss": loss, "tokens_per_second": speed, "seconds_left": left}
+        self._progress.tell(state.global_step, state.max_steps, "steps", **told)
 
 
 class Diverged(Exception):

@@ -39,7 +39,7 @@ def launch(step: Step[recipes.TrainRecipe]) -> dict[str, Any]:
     inputs = {name: [str(path) for path in group] for name, group in step.inputs.items()}
     told = {
         "recipe": step.recipe.canonical(), "inputs": inputs, "out": str(step.out), "scratch": str(step.scratch),
-        "processes": step.processes, "nodes": step.nodes,
+        "processes": step.processes, "nodes": step.nodes, "shared": str(step.shared or ""), "place": step.place,
     }  # fmt: skip
     order.write_text(json.dumps(told))
     status = _on_nodes(step, order) if step.nodes > 1 else _here(step, order)
@@ -132,7 +132,9 @@ def _main(order: Path) -> None:
     told = json.loads(order.read_text())
     inputs = {name: tuple(map(Path, group)) for name, group in told["inputs"].items()}
     out, scratch = Path(told["out"]), Path(told["scratch"])
-    step = Step(recipes.parse(told["recipe"]), inputs, out, scratch, told["processes"], told["nodes"])
+    shared = Path(told["shared"]) if told["shared"] else None
+    means = (told["processes"], told["nodes"], shared, told["place"])
+    step = Step(recipes.parse(told["recipe"]), inputs, out, scratch, *means)
     try:
         facts = train_here(step)
     except (UserError, Again) as error:  # any of them may run out of memory; of time, all do

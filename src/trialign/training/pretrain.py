@@ -44,6 +44,7 @@ def pretrain(step: Step[PretrainRecipe]) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     checkpoint = step.scratch / "checkpoint.pt"
     log: list[dict[str, float]] = []
+    progress = step.progress
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(saved["model"])
@@ -61,6 +62,7 @@ def pretrain(step: Step[PretrainRecipe]) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad()
         log.append({"step": number + 1, "loss": loss.item(), "lr": rate, "tokens": (number + 1) * batch.numel()})
+        progress.tell(number + 1, settings.steps, "steps", loss=log[-1]["loss"])
         if (number + 1) % settings.checkpoint_every == 0:
             _save(checkpoint, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "log": log})
     model.save_pretrained(step.out / "model")

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ from trialign.errors import Again, UserError
 from trialign.methods import Method
 from trialign.recipes import TrainRecipe
 from trialign.steps import Step
-from trialign.training import distributed
-from trialign.training.callbacks import Diverged, Progress, newest_checkpoint
+from trialign.training import distributed, tracking
+from trialign.training.callbacks import Diverged, ProgressLines, newest_checkpoint
 from trialign.training.common import Made
+from trialign.training.examples import Examples
 
 _TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja")
 _SMALLER = "smaller"  # in the scratch folder: what an earlier start fell back to
@@ -62,6 +64,7 @@ def train_here(step: Step[TrainRecipe]) -> dict[str, Any]:
     over the processes as it would have to be. Again: out of the job's time, or out of GPU memory, which the next start
     meets with a smaller micro-batch of the same global batch.
     """
+    step = replace(step, recipe=_with_steps(step.recipe, step.input("tokens") / "train.parquet"))
     recipe, parent = step.recipe, step.input("parent")
     if facts := diverged.read(parent):
         raise UserError(f"{parent} diverged at step {facts['step']} of its own training: nothing can be trained on it")
@@ -71,7 +74,9 @@ def train_here(step: Step[TrainRecipe]) -> dict[str, Any]:
     engine = importlib.import_module(f"trialign.training.{recipe.training.engine}")
     made: Made = engine.make(step, _smaller(step.scratch))
     trainer, number = made.trainer, made.rows["train"]
-    trainer.add_callback(Progress(made.tokens * recipe.training.batch / number))
+    lines = ProgressLines(made.tokens * recipe.training.batch / number, step.progress)
+    trainer.add_callback(lines)
+    tracking.attach(trainer, step)
 
     # one answer for all: a node's view of a shared folder may be seconds old
     checkpoint = distributed.first_says(newest_checkpoint(step.scratch))
@@ -97,10 +102,25 @@ def train_here(step: Step[TrainRecipe]) -> dict[str, Any]:
         "steps": trainer.state.global_step,
         "tokens": round(made.tokens * trainer.state.epoch),
         "resumed_at": int(checkpoint.name.removeprefix("checkpoint-")) if checkpoint else None,
+        "first_step_after": lines.first_step_after,
         "train_seconds": round(seconds, 3),
         "final": final,
         "reference": made.reference,
     }
+
+
+def _with_steps(recipe: TrainRecipe, tokens: Path) -> TrainRecipe:
+    """Return the recipe with the number of steps that `tokens_of` stands for, if it says so; at most `max_steps`.
+
+    As many as passes over the stage's own view take to read the tokens of `epochs` passes over the other one.
+    """
+    training = recipe.training
+    if training.tokens_of is None:
+        return recipe
+    own, other = (Examples(tokens, view) for view in (recipe.view, training.tokens_of))
+    steps = round(math.ceil(len(own) / training.batch) * training.epochs * other.tokens() / own.tokens())
+    steps = min(steps, training.max_steps or steps)
+    return recipe.model_copy(update={"training": training.model_copy(update={"max_steps": steps})})
 
 
 def _smaller(scratch: Path) -> int | None:

@@ -132,8 +132,11 @@ def test_what_is_done_costs_nothing_and_what_is_made_again_says_why(finished_stu
     assert {row["stage"]: row["jobs"] for row in found["by_stage"]} == {
         "train ipo": 1, "evaluate leaderboard": 1, "table": 1, "claims": 1, "results": 1, "index": 1,
     }  # fmt: skip
-    assert {row["job"] for row in found["redone"]} == {"table table1", "results", "index"}
-    assert all("Input files updated by another job" in row["reason"] for row in found["redone"])
+    reasons = {row["job"]: row["reason"] for row in found["redone"]}
+    assert reasons.keys() == {"table table1", "claims claims", "results", "index"}
+    # what claims are not run changes with what is asked for, so theirs begins otherwise
+    assert reasons.pop("claims claims").startswith("Params have changed since last execution")
+    assert all("Input files updated by another job" in reason for reason in reasons.values())
 
 
 def test_measured_times_replace_what_was_assumed(finished_study: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import tempfile
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from trialign.diverged import write as mark
 from trialign.recipes import ClaimsRecipe, Column, parse
 from trialign.reporting.claims import COLUMNS, claims
 from trialign.reporting.claims_published import prints_as
+from trialign.reporting.published import COLUMNS as PUBLISHED
 from trialign.steps import Step
 
 FILE, VALUES = Path("paper/claims.csv"), Path("paper/published_values.csv")
@@ -66,8 +68,11 @@ def made(study: Study, asked: Sequence[Claim], recipe: ClaimsRecipe, published: 
         writer.writerows(map(written, asked))
     out, inputs = study.root / name, {"results": tuple(study.folders), "claims": (file,)}
     if published:
-        (study.root / "published.csv").write_text(f"artifact,lineage,column,value\n{published}")
-        inputs["published"] = (study.root / "published.csv",)
+        file = study.root / "published.csv"
+        pd.read_csv(StringIO(published), names=["artifact", "lineage", "column", "value"]).reindex(
+            columns=list(PUBLISHED)
+        ).to_csv(file, index=False)
+        inputs["published"] = (file,)
     out.mkdir()
     claims(Step(parse(recipe.canonical()), inputs, out, study.root))
     return out

@@ -20,10 +20,10 @@ from trialign.reporting.index import duration, index, link
 from trialign.steps import Step
 
 CONFIGS = [Path("config/config.yaml"), Path("config/demo.yaml"), Path("config/test.yaml")]
-CLAIMS = """id,claim,source,verdict,difference,low,high
-tpo-sft,TPO is above SFT <on ARC>,"Table 1, row 9",supported,4.27,1.02,7.52
-orpo,ORPO is better without SFT,Section 5.2,contradicted,-2.10,-3.90,-0.30
-alpha,alpha matters more than beta,Figure 2,not run,,,
+CLAIMS = """id,claim,source,verdict,difference,low,high,note
+tpo-sft,TPO is above SFT <on ARC>,"Table 1, row 9",supported,4.27012,1.02,7.52,
+orpo,ORPO is better without SFT,Section 5.2,contradicted,-2.1,-3.9,-0.3,Of two.
+alpha,alpha matters more than beta,Figure 2,not run,,,,
 """
 
 
@@ -63,7 +63,7 @@ def test_it_asks_for_nothing_but_the_files_beside_it(finished_study: Path, page:
 def test_the_abstract_says_what_the_study_is(page: html.HtmlElement) -> None:
     experiment = config.load_files(CONFIGS)
     abstract = page.get_element_by_id("abstract").text_content()
-    for text in (experiment.title, experiment.notice, experiment.abstract, "4 runs", "2 tables and 1 figures"):
+    for text in (experiment.title, experiment.notice, experiment.abstract, "4 runs", "2 tables and 1 figure"):
         assert text in abstract
 
 
@@ -134,21 +134,21 @@ def test_a_large_drawing_is_shown_by_its_bitmap(tmp_path: Path) -> None:
     assert fragments.picture([tmp_path / "table.csv"]) is None
 
 
-def test_claims_stand_in_the_abstract_with_their_verdicts(finished_study: Path, tmp_path: Path) -> None:
+def test_claims_come_first_with_their_verdicts(finished_study: Path, tmp_path: Path) -> None:
     (tmp_path / "claims.csv").write_text(CLAIMS)
     page = make(finished_study, tmp_path / "out", tmp_path / "claims.csv")
-    abstract = page.get_element_by_id("abstract")
-    rows = [texts(row) for row in abstract.xpath(".//table[contains(@class, 'claims')]/tbody/tr")]
+    rows = [texts(row) for row in page.xpath("//section[@id='claims']//tbody/tr")]
     assert rows == [
         ["TPO is above SFT <on ARC>", "supported", "4.27", "1.02 to 7.52", "Table 1, row 9"],
-        ["ORPO is better without SFT", "contradicted", "-2.10", "-3.90 to -0.30", "Section 5.2"],
+        ["ORPO is better without SFT Of two.", "contradicted", "-2.10", "-3.90 to -0.30", "Section 5.2"],
         ["alpha matters more than beta", "not run", "–", "–", "Figure 2"],
     ]
-    assert "1 supported 1 contradicted 1 not run" in " ".join(abstract.text_content().split())
+    assert "1 supported 1 contradicted 1 not run" in " ".join(page.get_element_by_id("abstract").text_content().split())
+    assert [section.get("id") for section in page.xpath("//section")][:3] == ["abstract", "claims", "tables"]
 
 
-def test_a_study_without_claims_has_none_in_its_abstract(page: html.HtmlElement) -> None:
-    assert not page.xpath("//table[contains(@class, 'claims')]")
+def test_a_study_without_claims_says_nothing_of_them(page: html.HtmlElement) -> None:
+    assert not page.xpath("//*[@id='claims'] | //a[@href='#claims']")
 
 
 def test_the_same_study_gives_the_same_bytes(finished_study: Path, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ rule facts:
             "<results>/{facts}.html",
             caption="../report/facts.rst",
             category="Tables",
-            labels={"artifact": "{facts}"},
+            labels=artifact_label,
         ),
     log:
         "<results>/logs/report/{facts}.log",
@@ -139,7 +139,7 @@ rule claims:
             "<results>/{claims}.html",
             caption="../report/claims.rst",
             category="Claims",
-            labels={"artifact": "{claims}"},
+            labels=artifact_label,
         ),
     log:
         "<results>/logs/report/{claims}.log",

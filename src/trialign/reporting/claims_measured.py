@@ -15,7 +15,7 @@ from scipy import stats
 
 from trialign.claims import Claim, Comparison
 from trialign.recipes import Column
-from trialign.reporting import pairs, statistics
+from trialign.reporting import gather, pairs, statistics
 from trialign.reporting.claims_read import Claimed
 from trialign.reporting.gather import Measurements
 from trialign.reporting.statistics import Difference, Floats, Stratum
@@ -161,7 +161,7 @@ class Verdicts:
         if lost := [name for name in points if not self._measured.value(column, name, seeds).scored]:
             told = f"{len(lost)} of {len(points)} points have no score, {lost[0]} first, so the grid is not whole"
             return Finding(UNRESOLVED, _sentence(told))
-        strata = pairs.strata(self._measured, column, points, seeds)
+        strata = gather.strata(self._measured, column, points, seeds)
         shape = (len(grid), len(next(iter(grid.values()))))
         d, low, high, p = effect(strata, shape, claim.a[0] == "alpha")
         many = self._claimed.factor(claim, claim.columns[0])

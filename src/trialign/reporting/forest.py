@@ -74,7 +74,7 @@ def _frame(recipe: ForestRecipe, entries: list[Entry]) -> pd.DataFrame:
 
 def draw(recipe: ForestRecipe, entries: list[Entry]) -> Figure:
     """Return the figure: the rows have their names at the left, and each panel its numbers at its right."""
-    sheet = figures.sheet(len(recipe.columns), ROW * len(recipe.rows) + 0.6, share="y")
+    sheet = figures.sheet(len(recipe.columns), ROW * (len(recipe.rows) + 1) + 0.65, share="y")
     for place, (panel, column) in enumerate(zip(sheet.panels, recipe.columns, strict=True)):
         _panel(panel, column, [entry for entry in entries if entry.panel == column.label])
         panel.tick_params(axis="y", length=0, labelleft=sheet.is_leftmost(place))

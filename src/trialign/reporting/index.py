@@ -78,7 +78,7 @@ def index(step: Step[IndexRecipe]) -> dict[str, Any]:
         "reporting/index.html.jinja",
         recipe=recipe,
         figures=[item for item in shown if item.picture],
-        tables=[item for item in shown if not item.picture],
+        tables=[item for item in shown if not item.picture and not item.claims],
         claims=[item for item in shown if item.claims],
         runs=found,
         cards=[_card(folder, root) for folder in step.inputs["cards"]],

@@ -77,6 +77,15 @@ def differences(
     ]
 
 
+def against(
+    measured: Measurements, column: Column, lineages: Sequence[str], baseline: str, seeds: Sequence[int]
+) -> list[Difference]:
+    """Return the paired difference of each lineage less the baseline, which is none of them; as `differences` else."""
+    rows = [*lineages, baseline]
+    found = zip(combinations(rows, 2), differences(measured, column, rows, seeds), strict=True)
+    return [difference for (_, other), difference in found if other == baseline]
+
+
 def _scored(
     measured: Measurements, column: Column, lineages: list[str], seeds: Sequence[int]
 ) -> dict[tuple[str, str], Difference]:

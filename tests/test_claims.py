@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import command
-from trialign import claims, config, study
+from trialign import artifacts, claims, config, study
 from trialign.errors import UserError
 
 FILE = Path("paper/claims.csv")
@@ -104,7 +104,7 @@ def test_check_refuses_a_benchmark_or_a_parameter_that_is_not_there(tmp_path: Pa
 
 def test_a_model_that_is_not_here_leaves_a_claim_not_run(tmp_path: Path) -> None:
     path = write(tmp_path, ROW, ROW | {"id": "two", "a": "llama+tpo"}, ROW | {"id": "three", "b": "mistral+spin"})
-    recipe = study.artifact_recipe(experiment_with(path), "claims")
+    recipe = artifacts.artifact_recipe(experiment_with(path), "claims")
     assert recipe.lacking == {
         "two": "there is no model 'llama' in this experiment", "three": "there is no stage 'spin' in this experiment"
     }  # fmt: skip
@@ -121,7 +121,7 @@ def test_claims_never_add_a_run(overlays: tuple[str, ...]) -> None:
 
 def test_what_stands_for_a_lineage_must_be_named_by_a_claim(tmp_path: Path) -> None:
     experiment = config.load_files([*CONFIGS, Path("config/demo.yaml")])
-    names = study.artifact_recipe(experiment, "claims").names
+    names = artifacts.artifact_recipe(experiment, "claims").names
     rate = "mistral+tpo@alpha=1@beta=0.1@learning_rate"
     assert (names[f"{rate}=2e-5"], names["mistral+dpo"]) == (f"{rate}=0.012", "mistral+dpo@beta=0.1")
     overlay = tmp_path / "other.yaml"

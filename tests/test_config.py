@@ -13,7 +13,7 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
-from trialign import config, known, reference, study
+from trialign import artifacts, config, known, reference, study
 from trialign.errors import UserError
 from trialign.evaluation import tasks
 
@@ -85,7 +85,7 @@ def test_each_bigbench_task_has_its_file(paper: config.Experiment) -> None:
 
 
 def test_table_4_states_the_benchmarks_as_they_are_scored(paper: config.Experiment) -> None:
-    recipe = study.artifact_recipe(paper, "table4")
+    recipe = artifacts.artifact_recipe(paper, "table4")
     stated = {row["Benchmark"]: (row["Task"], row["Few-shot"], row["Metric"], row["Average"]) for row in recipe.rows}
     assert stated == {
         "ARC": ("arc_challenge", "25", "acc_norm", "over items"),
@@ -170,7 +170,7 @@ def test_two_judges_of_the_same_answers_have_columns_and_folders_of_their_own() 
     experiment = config.load(raw)
     table = experiment.artifacts["table2"]
     assert study.suites(experiment, table) == ["mtbench/gpt-4", "mtbench/local"]
-    found = study.artifact_recipe(experiment, "table2")
+    found = artifacts.artifact_recipe(experiment, "table2")
     assert [column.benchmark for column in found.columns] == ["mtbench", "mtbench_local"]
     assert "MT-Bench is judged by gpt-4 (gpt-4-0613)." in found.caption
     assert "MT-Bench (local) is judged by local (some-model)." in found.caption
@@ -235,15 +235,15 @@ def test_only_artifacts_that_split_items_need_the_overlap(paper: config.Experime
     needed = {name: study.overlaps(paper, artifact) for name, artifact in paper.artifacts.items()}
     assert {name for name, paths in needed.items() if paths} == {"contamination"}
     assert needed["contamination"] == ["results/data/overlap/ultrachat", "results/data/overlap/triples"]
-    asked = study.artifact_recipe(paper, "contamination")
+    asked = artifacts.artifact_recipe(paper, "contamination")
     assert [column.items for column in asked.columns] == ["all", "seen", "unseen"] * 2
     assert "in the training rows of ultrachat or triples" in asked.caption
-    assert "training rows" not in study.artifact_recipe(paper, "table1").caption
+    assert "training rows" not in artifacts.artifact_recipe(paper, "table1").caption
 
 
 def test_a_mean_of_unseen_items_is_one_of_each_benchmarks_unseen_items(paper: config.Experiment) -> None:
     spec = config.ColumnSpec(label="Average (unseen)", mean_of=("arc", "mmlu"), items="unseen")
-    made = study.column(paper, spec)
+    made = artifacts.column(paper, spec)
     assert [(member.benchmark, member.items) for member in made.mean_of] == [("arc", "unseen"), ("mmlu", "unseen")]
 
 
@@ -273,7 +273,7 @@ def test_labels_and_sources_are_no_part_of_a_recipe(paper: config.Experiment) ->
 
 
 def test_rows_that_read_the_same_are_told_apart(paper: config.Experiment) -> None:
-    rows = study.artifact_recipe(paper, "table1").rows
+    rows = artifacts.artifact_recipe(paper, "table1").rows
     assert [row.texts["Align"] for row in rows] == [
         "SFT", "DPO", "IPO", "KTO", "CPO", "ORPO", "TPO", "TPO (α=1, β=0.1)", "TPO (α=0.9, β=0.2)",
     ]  # fmt: skip
@@ -285,17 +285,17 @@ def test_rows_that_read_the_same_are_told_apart(paper: config.Experiment) -> Non
         "Mistral",
         "Mistral",
     ]
-    table9 = study.artifact_recipe(paper, "table9").rows
+    table9 = artifacts.artifact_recipe(paper, "table9").rows
     assert [(row.texts["Learning Rate"], row.texts["Epoch"], row.texts["Batch Size"]) for row in table9] == [
         ("5e-7", "1", "16"), ("2e-5", "1", "16"), ("5e-7", "1", "16"), ("5e-7", "1", "32"), ("5e-7", "2", "16"),
     ]  # fmt: skip
 
 
 def test_what_is_ours_is_said_in_the_artifacts(paper: config.Experiment) -> None:
-    caption = study.artifact_recipe(paper, "table2").caption
+    caption = artifacts.artifact_recipe(paper, "table2").caption
     assert "Ours: shots of BB-causal." in caption
-    assert "Ours: the grid; only (1, 0.1)" in study.artifact_recipe(paper, "figure2").caption
-    assert "Ours: training of sft10k." in study.artifact_recipe(paper, "table7").caption
+    assert "Ours: the grid; only (1, 0.1)" in artifacts.artifact_recipe(paper, "figure2").caption
+    assert "Ours: training of sft10k." in artifacts.artifact_recipe(paper, "table7").caption
 
 
 def test_numbers_as_yaml_reads_them() -> None:

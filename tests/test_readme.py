@@ -11,7 +11,7 @@ import yaml
 from snakemake.utils import update_config
 
 from tests.conftest import REPOSITORY, command
-from trialign import config, study
+from trialign import artifacts, config, study
 
 README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
@@ -41,7 +41,7 @@ def test_recipes_for_adding_things_load(overlay: dict) -> None:
     update_config(merged, overlay)
     experiment = config.load(merged)
     for name in overlay["artifacts"]:
-        assert study.artifact_recipe(experiment, name)
+        assert artifacts.artifact_recipe(experiment, name)
         assert study.results(experiment, [experiment.artifacts[name]])
 
 

@@ -1,7 +1,7 @@
 """What an experiment needs: lineages and suites of artifacts, the paths of their results, the recipe of each step.
 
-The Snakefile asks this module and holds no logic of its own. Paths are relative to the repository, below
-`experiment.results_dir`. Nothing here imports torch.
+The recipes of artifacts themselves are in `artifacts`. The Snakefile asks this module and holds no logic of its own.
+Paths are relative to the repository, below `experiment.results_dir`. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar, cast
@@ -26,7 +26,6 @@ from trialign.config import (
     FactsArtifact,
     ForestArtifact,
     GridArtifact,
-    HeatmapArtifact,
     PivotArtifact,
     TableArtifact,
     grid_lineages,
@@ -34,7 +33,6 @@ from trialign.config import (
 )
 from trialign.errors import UserError, nearest
 from trialign.lineage import Lineage, Stage, spell
-from trialign.reporting import published
 from trialign.settings import (
     ChatRules,
     FeedbackRules,
@@ -55,8 +53,6 @@ RULES = (
     "all", "answer", "choose", "claims", "downloads", "evaluate", "facts", "fetch", "figure", "import_model", "index",
     "judge", "overlap", "prepare", "pretrain", "reference", "results", "table", "tokenizer", "tokens", "train", "world",
 )  # fmt: skip
-HIGHEST_SCORE = 10.0  # of a judge
-SHARES = ("acc", "acc_norm", "exact_match", "f1")  # the harness's metrics that tables show in percent
 S = TypeVar("S", bound=Settings)
 
 
@@ -193,7 +189,7 @@ def benchmarks(artifact: AnyArtifact) -> set[str]:
             specs = [name for claim in found if claim.kind != "orders" for name in claim.benchmarks]
         case _:
             specs = artifact.columns
-    return {name for spec in specs for name in _benchmarks(spec)}
+    return {name for spec in specs for name in benchmarks_in(spec)}
 
 
 def results(experiment: Experiment, artifacts: Iterable[AnyArtifact]) -> list[str]:
@@ -297,7 +293,8 @@ def artifact_files(experiment: Experiment, name: str) -> list[str]:
     return [f"{experiment.results_dir}/{name}.{form}" for form in forms + numbers]
 
 
-def _benchmarks(spec: str | ColumnSpec) -> Sequence[str]:
+def benchmarks_in(spec: str | ColumnSpec) -> Sequence[str]:
+    """Return the benchmarks of a column."""
     if isinstance(spec, str):
         return (spec,)
     return spec.mean_of or (cast(str, spec.benchmark),)
@@ -632,260 +629,22 @@ def judge_recipe(experiment: Experiment, judge: str) -> recipes.JudgeRecipe:
     )
 
 
-def artifact_recipe(experiment: Experiment, name: str) -> recipes.Artifact:
-    """Return the recipe of a table or figure."""
-    artifact = experiment.artifacts[name]
-    common = {
-        "name": name,
-        "title": artifact.title,
-        "caption": " ".join(
-            [
-                artifact.caption,
-                *_split(experiment, artifact),
-                *_judged_by(experiment, artifact),
-                *(f"Ours: {choice}." for choice in choices_of_ours(experiment, artifact)),
-            ]
-        ),
-        "notice": experiment.notice,
-        "seeds": experiment.seeds,
-    }
-    match artifact:
-        case TableArtifact():
-            rows = _rows(experiment, artifact)
-            columns = tuple(column(experiment, spec) for spec in artifact.columns)
-            known = published.of_artifact(experiment, name)
-            return recipes.TableRecipe(**common, texts=artifact.texts, rows=rows, columns=columns, published=known)
-        case PivotArtifact():
-            cells = {
-                row: {
-                    heading: str(experiment.lineage(f"{start}+{stages}"))
-                    for heading, stages in artifact.columns.items()
-                }
-                for row, start in artifact.rows.items()
-            }
-            number = column(experiment, artifact.benchmark)
-            return recipes.PivotRecipe(
-                **common,
-                corner="Model",
-                rows=tuple(artifact.rows),
-                columns=tuple(artifact.columns),
-                cells=cells,
-                column=number,
-                published=published.of_artifact(experiment, name),
-            )
-        case GridArtifact():
-            kind = recipes.HeatmapRecipe if isinstance(artifact, HeatmapArtifact) else recipes.GridRecipe
-            return kind(
-                **common,
-                cells=_grid_cells(experiment, artifact),
-                columns=tuple(column(experiment, spec) for spec in artifact.columns),
-                baseline=str(experiment.lineage(artifact.baseline)),
-                baseline_label=_label(experiment, experiment.lineage(artifact.baseline)),
-            )
-        case ForestArtifact():
-            baseline = experiment.lineage(artifact.baseline)
-            return recipes.ForestRecipe(
-                **common,
-                rows=_labelled(experiment, artifact.rows, beside=baseline),
-                columns=tuple(column(experiment, spec) for spec in artifact.columns),
-                baseline=recipes.Labelled(
-                    lineage=str(baseline), label=_label(experiment, baseline) + _spelled(baseline)
-                ),
-            )
-        case CurvesArtifact():
-            rows = _labelled(experiment, artifact.rows)
-            return recipes.CurvesRecipe(**common, rows=rows, smooth=artifact.smooth)
-        case DistributionsArtifact():
-            label = experiment.models[artifact.model].label if artifact.model else ""
-            return recipes.DistributionsRecipe(**common, data=artifact.data, tokenizer=label)
-        case FactsArtifact():
-            return _facts_recipe(experiment, artifact, common)
-        case ClaimsArtifact():
-            return _claims_recipe(experiment, artifact, common)
-
-
-def results_recipe(experiment: Experiment) -> recipes.ResultsRecipe:
-    """Return the recipe of the tidy results."""
-    return recipes.ResultsRecipe(
-        experiment=experiment.name, columns=tuple(column(experiment, name) for name in experiment.benchmarks)
-    )
-
-
-def index_recipe(experiment: Experiment) -> recipes.IndexRecipe:
-    """Return the recipe of the study's page."""
-    found = [artifact_recipe(experiment, name) for name in experiment.artifacts]
-    return recipes.IndexRecipe(
-        experiment=experiment.name,
-        title=experiment.title or f"Study {experiment.name}",
-        abstract=experiment.abstract,
-        notice=experiment.notice,
-        seeds=experiment.seeds,
-        labels={str(run): _label(experiment, run) + _spelled(run) for run in runs(experiment)},
-        columns=tuple(column(experiment, name) for name in experiment.benchmarks),
-        shares=SHARES,
-        artifacts=tuple(
-            recipes.IndexArtifact(
-                name=artifact.name,
-                title=artifact.title,
-                caption=artifact.caption,
-                lineages=tuple(lineages(experiment, experiment.artifacts[artifact.name])),
-                suites=tuple(suites(experiment, experiment.artifacts[artifact.name])),
-            )
-            for artifact in found
-        ),
-    )
-
-
-def column(experiment: Experiment, spec: str | ColumnSpec) -> recipes.Column:
-    """Return a column; accuracies become percentages."""
-    if isinstance(spec, str):
-        spec = ColumnSpec(label=experiment.benchmarks[spec].label, benchmark=spec)
-    if spec.mean_of:
-        members = (column(experiment, name).model_copy(update={"items": spec.items}) for name in spec.mean_of)
-        return recipes.Column(label=spec.label, mean_of=tuple(members))
-    benchmark = experiment.benchmarks[cast(str, spec.benchmark)]
-    harness = isinstance(benchmark, HarnessBenchmark)
-    return recipes.Column(
-        label=spec.label,
-        benchmark=spec.benchmark,
-        metric=spec.metric or benchmark.metric,
-        scale=100.0 if (spec.metric or benchmark.metric) in SHARES else 1.0,
-        aggregate=benchmark.aggregate if harness else "items",
-        items=spec.items,
-    )
-
-
-def _split(experiment: Experiment, artifact: AnyArtifact) -> list[str]:
-    """Return what a caption says about seen items, where a column asks for them."""
-    if not splits_items(artifact):
-        return []
-    return [f"Seen: items whose question is in the training rows of {' or '.join(datasets(experiment, artifact))}."]
-
-
 def _only(rules: type[S], settings: Settings) -> S:
     """Return the part of the settings that shapes a step's output: labels and names of sources do not."""
     return rules(**{name: getattr(settings, name) for name in rules.model_fields})
 
 
-def _judged_by(experiment: Experiment, artifact: AnyArtifact) -> Iterator[str]:
-    """Yield who judges each judged column: scores of different judges do not compare."""
-    for name, item in experiment.benchmarks.items():
-        if name in benchmarks(artifact) and isinstance(item, JudgedBenchmark):
-            model = experiment.judges[item.judge].model
-            yield f"{item.label} is judged by {item.judge}{f' ({model})' if model and model != item.judge else ''}."
-
-
-def choices_of_ours(experiment: Experiment, artifact: AnyArtifact) -> list[str]:
-    """Return what the paper does not state, or has lost, in an artifact, its stages and its benchmarks."""
-    stages = {stage.name for text in lineages(experiment, artifact) for stage in Lineage.parse(text).stages}
-    choices = list(artifact.ours)
-    choices += [
-        f"{what} of {name}" for name in experiment.stages if name in stages for what in experiment.stages[name].ours
-    ]
-    for name in experiment.benchmarks:
-        item = experiment.benchmarks[name]
-        if name in benchmarks(artifact) and isinstance(item, HarnessBenchmark):
-            choices += [f"{what} of {item.label}" for what in item.ours]
-    return choices
-
-
-def _rows(experiment: Experiment, artifact: TableArtifact) -> tuple[recipes.Row, ...]:
-    """Return the rows; where two would read the same, what their last stages spell is added."""
-    found = [experiment.lineage(text) for text in artifact.rows]
-    texts = [{name: _text(experiment, lineage, name) for name in artifact.texts} for lineage in found]
-    rows = []
-    for lineage, cells in zip(found, texts, strict=True):
-        again = "Align" in cells and texts.count(cells) > 1
-        told = cells | {"Align": cells["Align"] + _spelled(lineage)} if again else cells
-        rows.append(recipes.Row(lineage=str(lineage), texts=told))
-    return tuple(rows)
-
-
-def _spelled(lineage: Lineage) -> str:
-    names = {"alpha": "α", "beta": "β"}
-    params = lineage.stages[-1].params if lineage.stages else ()
-    return f" ({', '.join(f'{names.get(key, key)}={spell(value)}' for key, value in params)})" if params else ""
-
-
-def _text(experiment: Experiment, lineage: Lineage, name: str) -> str:
-    """Return a text cell: Model is the parent's label, Align the last stage's, the rest its training settings."""
-    stage = lineage.last
-    if name == "Model":
-        return _label(experiment, lineage.parent or lineage)
-    if stage is None:
-        return "-"
-    if name == "Align":
-        return _preset_label(experiment, stage.name)
-    if experiment.preset(stage).candidates:
-        return recipes.CHOSEN
-    if name == "Chosen":
-        return "-"
-    training = experiment.training_of(stage)
-    values = {"Learning Rate": training.learning_rate, "Epoch": training.epochs, "Batch Size": training.batch}
-    return spell(values[name])
-
-
-def _label(experiment: Experiment, lineage: Lineage) -> str:
-    parts = [experiment.models[lineage.base].label]
-    parts += [_preset_label(experiment, stage.name) for stage in lineage.stages]
-    return "+".join(parts)
-
-
-def _labelled(
-    experiment: Experiment, texts: Sequence[str], beside: Lineage | None = None
-) -> tuple[recipes.Labelled, ...]:
-    """Return lineages with short labels: of their stages alone where all have one base (`beside`, too).
-
-    Where two would read the same, what their last stages spell is added.
-    """
-    found = [experiment.lineage(text) for text in texts]
-    one_base = len({lineage.base for lineage in (*found, *([beside] if beside else []))}) == 1
-    labels = [_label(experiment, lineage) for lineage in found]
-    if one_base:
-        base = experiment.models[found[0].base].label
-        labels = [label.removeprefix(base) or label for label in labels]
-    return tuple(
-        recipes.Labelled(lineage=str(lineage), label=label + (_spelled(lineage) if labels.count(label) > 1 else ""))
-        for lineage, label in zip(found, labels, strict=True)
-    )
-
-
-def _preset_label(experiment: Experiment, name: str) -> str:
-    preset = experiment.stages[name]
-    return preset.label or methods.get(preset.method).label
-
-
-def _facts_recipe(experiment: Experiment, artifact: FactsArtifact, common: dict[str, object]) -> recipes.FactsRecipe:
-    rows = []
-    for name in artifact.benchmarks:
-        item = experiment.benchmarks[name]
-        harness = isinstance(item, HarnessBenchmark)
-        rows.append(
-            {
-                "Benchmark": item.label,
-                "Suite": item.suite,
-                "Task": Path(item.include).stem if harness else "two-turn questions",
-                "Few-shot": str(item.shots) if harness else "-",
-                "Metric": item.metric if harness else f"1-10, {item.judge}",
-                "Average": ("over subsets" if item.aggregate == "subsets" else "over items")
-                if harness
-                else "over turns",
-            }
-        )
-    return recipes.FactsRecipe(**common, columns=tuple(rows[0]), rows=tuple(rows), benchmarks=artifact.benchmarks)
-
-
 # --- claims -----------------------------------------------------------------------------------------------------------
 
 
-def _claims(experiment: Experiment, artifact: ClaimsArtifact) -> list[claims.Claim]:
+def claims_of(experiment: Experiment, artifact: ClaimsArtifact) -> list[claims.Claim]:
     """Return the claims with this experiment's lineages, canonical where it has their models and stages."""
     found = claims.read(Path(artifact.file))
-    names = _names(experiment, artifact, [text for claim in found for text in claim.lineages])
+    names = names_in_claims(experiment, artifact, [text for claim in found for text in claim.lineages])
     return [claim.renamed(names) for claim in found]
 
 
-def _names(experiment: Experiment, artifact: ClaimsArtifact, texts: Iterable[str]) -> dict[str, str]:
+def names_in_claims(experiment: Experiment, artifact: ClaimsArtifact, texts: Iterable[str]) -> dict[str, str]:
     """Return lineage, as a file spells it -> this experiment's, where that is another text."""
     stands = {text: artifact.instead.get(text, text) for text in texts}
     names = {text: str(experiment.lineage(other)) for text, other in stands.items() if not experiment.lacks(other)}
@@ -894,23 +653,24 @@ def _names(experiment: Experiment, artifact: ClaimsArtifact, texts: Iterable[str
 
 def _claimed(experiment: Experiment, artifact: ClaimsArtifact) -> list[tuple[str, str]]:
     """Return (lineage, benchmark) of all claims that are run, each once."""
-    found = _claims(experiment, artifact)
-    figures = _figures(experiment, found)
+    found = claims_of(experiment, artifact)
+    figures = figures_of_claims(experiment, found)
     needed: dict[tuple[str, str], None] = {}
     for claim in found:
         grid = claim.grid(figures)
-        if not _lacking(experiment, claim, grid):
+        if not why_not_run(experiment, claim, grid):
             needed |= {(lineage, name): None for lineage in _compared(claim, grid) for name in claim.benchmarks}
     return list(needed)
 
 
-def _figures(experiment: Experiment, found: Sequence[claims.Claim]) -> dict[str, dict[str, dict[str, str]]]:
+def figures_of_claims(experiment: Experiment, found: Sequence[claims.Claim]) -> dict[str, dict[str, dict[str, str]]]:
     """Return the points of the figures that claims are about: figure -> alpha -> beta -> lineage."""
     named = {name: experiment.artifacts.get(name) for claim in found if claim.of_grid for name in claim.artifacts}
-    return {name: _grid_cells(experiment, item) for name, item in named.items() if isinstance(item, GridArtifact)}
+    return {name: grid_cells(experiment, item) for name, item in named.items() if isinstance(item, GridArtifact)}
 
 
-def _grid_cells(experiment: Experiment, artifact: GridArtifact) -> dict[str, dict[str, str]]:
+def grid_cells(experiment: Experiment, artifact: GridArtifact) -> dict[str, dict[str, str]]:
+    """Return the points of a figure: alpha -> beta -> lineage."""
     grid = iter(grid_lineages(artifact))
     return {
         spell(alpha): {spell(beta): str(experiment.lineage(next(grid))) for beta in artifact.beta}
@@ -923,7 +683,7 @@ def _compared(claim: claims.Claim, grid: dict[str, dict[str, str]]) -> list[str]
     return list(dict.fromkeys([*claim.lineages, *(lineage for row in grid.values() for lineage in row.values())]))
 
 
-def _lacking(experiment: Experiment, claim: claims.Claim, grid: dict[str, dict[str, str]]) -> str:
+def why_not_run(experiment: Experiment, claim: claims.Claim, grid: dict[str, dict[str, str]]) -> str:
     """Return why a claim is not run; empty where it is."""
     if claim.kind == "orders":
         return "it is about the paper's settings: nothing is measured"
@@ -945,38 +705,3 @@ def _lacking(experiment: Experiment, claim: claims.Claim, grid: dict[str, dict[s
     ]
     more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
     return f"no other artifact asks for {lacking[0]}{more}" if lacking else ""
-
-
-def _claims_recipe(experiment: Experiment, artifact: ClaimsArtifact, common: dict[str, object]) -> recipes.ClaimsRecipe:
-    found = _claims(experiment, artifact)
-    figures = _figures(experiment, found)
-    reasons = {claim.id: _lacking(experiment, claim, claim.grid(figures)) for claim in found}
-    named = {name: experiment.artifacts.get(name) for claim in found for name in claim.artifacts}
-    used = benchmarks(artifact)
-    judged = {name for name, item in experiment.benchmarks.items() if isinstance(item, JudgedBenchmark)}
-    return recipes.ClaimsRecipe(
-        **common,
-        names=_names(experiment, artifact, _named_lineages(experiment, artifact)),
-        columns={name: column(experiment, name) for name in experiment.benchmarks if name in used},
-        wholes={name: HIGHEST_SCORE if name in judged else 100.0 for name in sorted(used)},
-        figures=figures,
-        lacking={name: reason for name, reason in reasons.items() if reason},
-        headings={name: _headings(item) for name, item in named.items() if _headings(item)},
-    )
-
-
-def _named_lineages(experiment: Experiment, artifact: ClaimsArtifact) -> list[str]:
-    """Return the lineages that the claims and the published values name, as they spell them."""
-    texts = [text for claim in claims.read(Path(artifact.file)) for text in claim.lineages]
-    if experiment.published:
-        from trialign.reporting import published  # it prints tables: not for every start of the Snakefile
-
-        texts += [row["lineage"] for row in published.cells(Path(experiment.published))]
-    return texts
-
-
-def _headings(artifact: AnyArtifact | None) -> dict[str, str]:
-    """Return heading -> benchmarks, joined by a space, of a table's columns that have a heading of their own."""
-    columns = artifact.columns if isinstance(artifact, TableArtifact) else ()
-    specs = [spec for spec in columns if isinstance(spec, ColumnSpec)]
-    return {spec.label: " ".join(_benchmarks(spec)) for spec in specs if spec.items == "all" and spec.metric is None}

@@ -13,7 +13,7 @@ import pytest
 from lxml import html
 
 from tests.conftest import test_study as run_study
-from trialign import config, paths, study
+from trialign import artifacts, config, paths, study
 from trialign.recipes import IndexArtifact, IndexRecipe, parse
 from trialign.reporting import fragments
 from trialign.reporting.index import duration, index, link
@@ -30,7 +30,7 @@ alpha,alpha matters more than beta,Figure 2,not run,,,,
 def make(root: Path, out: Path, claims: Path | None = None) -> html.HtmlElement:
     """Run the step on a finished study's files, with claims if there are any, and return its page."""
     experiment = config.load_files(CONFIGS).model_copy(update={"results_dir": str(root)})
-    recipe: IndexRecipe = study.index_recipe(experiment)
+    recipe: IndexRecipe = artifacts.index_recipe(experiment)
     inputs = {name: tuple(map(Path, files)) for name, files in study.index_inputs(experiment).items()}
     if claims:
         shown = IndexArtifact(name=claims.stem, title="Claims", caption="Of the paper.", lineages=(), suites=())

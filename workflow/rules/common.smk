@@ -9,7 +9,7 @@ from pathlib import Path
 from snakemake.common import overwrite_function_params
 
 from trialign import config as configuration
-from trialign import controller, known, lock, paths, preflight, study
+from trialign import artifacts, controller, known, lock, paths, preflight, study
 from trialign.errors import UserError
 
 # Jobs and files live until the end: looking through 10,000 of them for garbage again and again takes a tenth of -n.

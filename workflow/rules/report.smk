@@ -29,7 +29,7 @@ rule table:
     resources:
         **asks("table"),
     params:
-        recipe=recipe(study.artifact_recipe, "table"),
+        recipe=recipe(artifacts.artifact_recipe, "table"),
         root=ROOT,
         results=lambda wildcards, input: named(input),
         title=lambda wildcards: experiment.artifacts[wildcards.table].title,
@@ -65,7 +65,7 @@ rule facts:
     resources:
         **asks("facts"),
     params:
-        recipe=recipe(study.artifact_recipe, "facts"),
+        recipe=recipe(artifacts.artifact_recipe, "facts"),
         root=ROOT,
         results=lambda wildcards, input: [f"results={folder}" for folder in input],
         title=lambda wildcards: experiment.artifacts[wildcards.facts].title,
@@ -113,7 +113,7 @@ rule figure:
     resources:
         **asks("figure"),
     params:
-        recipe=recipe(study.artifact_recipe, "figure"),
+        recipe=recipe(artifacts.artifact_recipe, "figure"),
         root=ROOT,
         results=lambda wildcards, input: named_of_figure(input),
         title=lambda wildcards: experiment.artifacts[wildcards.figure].title,
@@ -151,7 +151,7 @@ rule claims:
     resources:
         **asks("claims"),
     params:
-        recipe=recipe(study.artifact_recipe, "claims"),
+        recipe=recipe(artifacts.artifact_recipe, "claims"),
         root=ROOT,
         results=named_claims,
         title=lambda wildcards: experiment.artifacts[wildcards.claims].title,
@@ -180,7 +180,7 @@ rule results:
     resources:
         **asks("results"),
     params:
-        recipe=recipe(study.results_recipe),
+        recipe=recipe(artifacts.results_recipe),
         root=ROOT,
         results=lambda wildcards, input: [f"results={folder}" for folder in input],
         notice=experiment.notice,
@@ -203,7 +203,7 @@ rule index:
     resources:
         **asks("index"),
     params:
-        recipe=recipe(study.index_recipe),
+        recipe=recipe(artifacts.index_recipe),
         root=ROOT,
         inputs=[
             f"{name}={path}"

@@ -10,11 +10,11 @@ import pytest
 from invented import Study, markdown_rows, right
 
 from trialign import config
+from trialign.artifacts import artifact_recipe
 from trialign.diverged import write as mark
 from trialign.errors import UserError
 from trialign.recipes import Column, Flag, PivotRecipe, Published, Row, TableRecipe
 from trialign.reporting import published, tables
-from trialign.study import artifact_recipe
 
 FILES = [Path("config/config.yaml")]
 PAPER = config.load_files(FILES)

@@ -56,10 +56,8 @@ test_study.__test__ = False
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of a file in one process (pytest -n), and in one and the same all files that share a study."""
     shared: dict[Path, str] = {}
-    for item in items:
-        for name in ("finished_study", "demo"):
-            if name in getattr(item, "fixturenames", ()):
-                shared[item.path] = name
+    for name in ("finished_study", "demo"):  # two processes that make the demo would meet: it goes before the other
+        shared |= {item.path: name for item in items if name in getattr(item, "fixturenames", ())}
     for item in items:
         item.add_marker(pytest.mark.xdist_group(shared.get(item.path, str(item.path))))
 

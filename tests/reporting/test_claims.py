@@ -16,8 +16,8 @@ import pytest
 from invented import Record, Study, right
 from scipy import stats
 
+from trialign import artifacts as recipes_of
 from trialign import config
-from trialign import study as studies
 from trialign.claims import HEADINGS, Claim, read
 from trialign.diverged import write as mark
 from trialign.recipes import ClaimsRecipe, Column, parse
@@ -362,7 +362,7 @@ def paper() -> dict[str, dict[str, str]]:
 def checked(values: Path) -> dict[str, dict[str, str]]:
     """Return claim -> its row, of the paper's claims, with nothing run."""
     experiment = config.load_files([Path("config/config.yaml")])
-    recipe = studies.artifact_recipe(experiment, "claims")
+    recipe = recipes_of.artifact_recipe(experiment, "claims")
     lacking = {item.id: "nothing is run here" for item in read(FILE)}
     with tempfile.TemporaryDirectory() as folder:
         inputs = {"results": (), "claims": (FILE,), "published": (values,)}

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from tests.conftest import command
-from trialign import config, steps
+from trialign import artifacts, config, steps
 from trialign import study as study_of
 from trialign.errors import UserError
 from trialign.reporting import explain
@@ -211,7 +211,7 @@ def test_seen_and_unseen_items_stand_on_the_overlap(study: Path, tmp_path: Path)
     searched = searched.model_copy(update={"harness": {"arc": searched.harness["arc"]}, "judged": ()})
     inputs = {"data": (data,), "data.arc": (study / "data/world/benchmarks/arc",)}
     steps.run(searched, inputs, study, overlap := study / "data/overlap/triples")
-    table = study_of.artifact_recipe(experiment, "table1")
+    table = artifacts.artifact_recipe(experiment, "table1")
     parts = [table.columns[0].model_copy(update={"label": items, "items": items}) for items in ("seen", "unseen")]
     table = table.model_copy(update={"name": "parts", "rows": table.rows[:1], "columns": (*table.columns, *parts)})
     inputs = {"results": (study / "runs/mistral+sft/seed1/leaderboard",), "overlap": (overlap,)}

@@ -53,6 +53,12 @@ def recipe(study: Study) -> GridRecipe:
     )
 
 
+def wilson(percent: float) -> tuple[float, float]:
+    """Scipy's interval of a percentage of 50 items."""
+    found = stats.binomtest(round(percent / 2), 50).proportion_ci(0.95, method="wilson")
+    return 100 * found.low, 100 * found.high
+
+
 def test_the_csv_holds_the_numbers_behind_the_figure(study: Study, recipe: GridRecipe) -> None:
     frame = pd.read_csv(study.run(grid, recipe) / "figure3.csv")
     assert len(frame) == 3 * (1 + 9)
@@ -65,8 +71,10 @@ def test_the_csv_holds_the_numbers_behind_the_figure(study: Study, recipe: GridR
     baseline = frame[frame["alpha"].isna()]
     assert baseline["lineage"].tolist() == ["mistral+sft"] * 3
     for _, row in frame.iterrows():
-        df = 49 if row["panel"] != "Average" else stats_df(frame, row)
-        assert (row["low"], row["high"]) == pytest.approx(stats.t.interval(0.95, df, row["value"], row["stderr"]))
+        expected = wilson(row["value"])
+        if row["panel"] == "Average":
+            expected = stats.t.interval(0.95, stats_df(frame, row), row["value"], row["stderr"])
+        assert (row["low"], row["high"]) == pytest.approx(expected)
     assert baseline["stderr"].tolist() == pytest.approx([100 * (0.25 / 49) ** 0.5] * 2 + [100 * (0.25 / 49 / 2) ** 0.5])
 
 
@@ -83,8 +91,7 @@ def test_the_picture_shows_these_numbers(study: Study, recipe: GridRecipe) -> No
         assert list(line.get_ydata()) == expected
         spans = [(low[1], high[1]) for low, high in errors.get_segments()]
         for (low, high), value in zip(spans, expected, strict=True):
-            stderr = (value * (100 - value) / 49) ** 0.5
-            assert (low, high) == pytest.approx(stats.t.interval(0.95, 49, value, stderr))
+            assert (low, high) == pytest.approx(wilson(value))
     (baseline,) = [line for line in panel.lines if line.get_label() == "Mistral+SFT"]
     assert set(baseline.get_ydata()) == {50.0}
     assert baseline.is_dashed()

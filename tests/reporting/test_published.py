@@ -155,7 +155,8 @@ def test_without_published_numbers_no_form_speaks_of_any(study: Study) -> None:
 def test_an_overlay_may_drop_what_published_numbers_are_of(tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text(
-        "models: {phi2: null}\nartifacts: {table3: null, table5: {rows: [mistral+orpo]}, table8: null}\n"
+        "models: {phi2: null}\n"
+        "artifacts: {table3: null, table5: {rows: [mistral+orpo]}, table8: null, controls: {rows: [mistral+sft]}}\n"
     )
     recipe = artifact_recipe(config.load_files([*FILES, overlay]), "table5")
     assert {number.lineage.partition("+")[0] for number in recipe.published} == {"mistral"}

@@ -7,6 +7,7 @@ difference from the baseline (`pairs`) is significant: p < 0.05 by Holm's adjust
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -169,7 +170,7 @@ def _lines(panel: Axes, baseline: Value, cells: list[Point], baseline_label: str
         panel.errorbar(
             [point.alpha + step * (i - (len(betas) - 1) / 2) for point in line],
             [point.value.value for point in line],
-            yerr=[point.value.interval[1] - point.value.value for point in line],
+            yerr=_bars([point.value for point in line]),
             color=colour,
             marker=marker,
             markeredgecolor="white",
@@ -183,6 +184,14 @@ def _lines(panel: Axes, baseline: Value, cells: list[Point], baseline_label: str
 
 
 # --- cells ------------------------------------------------------------------------------------------------------------
+
+
+def _bars(values: Sequence[Value]) -> list[list[float]]:
+    """Return how far error bars go down and up: an interval of a share is no more symmetric than its value allows."""
+    return [
+        [value.value - value.interval[0] for value in values],
+        [value.interval[1] - value.value for value in values],
+    ]
 
 
 def draw_cells(recipe: HeatmapRecipe, points: list[Point], compared: dict[tuple[str, str], Compared]) -> Figure:
@@ -258,7 +267,7 @@ def _cell(panel: Axes, x: int, y: int, value: Value, column: Column, mark: str, 
 def _number(column: Column, value: Value) -> str:
     """Return a value and half the width of its interval, such as `5.42 ±0.13`."""
     digits = 1 if figures.is_percent(column) else 2
-    half = value.interval[1] - value.value
+    half = (value.interval[1] - value.interval[0]) / 2
     return f"{value.value:.{digits}f}" + (f" ±{half:.{digits}f}" if math.isfinite(half) else "")
 
 

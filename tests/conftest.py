@@ -53,6 +53,7 @@ def test_study(results: Path, *arguments: str, cores: int = 2) -> subprocess.Com
 test_study.__test__ = False
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of a file in one process (pytest -n), and in one and the same all files that share a study."""
     shared: dict[Path, str] = {}

@@ -205,14 +205,19 @@ def results(experiment: Experiment, artifacts: Iterable[AnyArtifact]) -> list[st
 
 
 def runs(experiment: Experiment) -> list[Lineage]:
-    """Return the lineages behind all artifacts, each after those that it was trained on, back to what is imported."""
+    """Return the lineages behind all artifacts, each after those that it is made of, back to what is imported."""
     published, found = imported(experiment), dict[Lineage, None]()
+
+    def add(lineage: Lineage) -> None:
+        if str(lineage) not in published and lineage.parent:
+            add(lineage.parent)
+            for candidate in experiment.candidates(lineage):
+                add(candidate)
+        found[lineage] = None
+
     for artifact in experiment.artifacts.values():
         for text in lineages(experiment, artifact):
-            chain = [Lineage.parse(text)]
-            while str(chain[0]) not in published and (parent := chain[0].parent):
-                chain.insert(0, parent)
-            found |= dict.fromkeys(chain)
+            add(Lineage.parse(text))
     return list(found)
 
 

@@ -99,7 +99,7 @@ rule choose:
         records=candidates(paths.RUN_JSON),
     output:
         model=directory(paths.MODEL),
-        record=paths.RUN_JSON,
+        record=run_report(paths.RUN_JSON),
     log:
         "<results>/logs/train/{lineage}/seed{seed}.log",
     wildcard_constraints:

@@ -35,7 +35,7 @@ dag: setup
 	snakemake $(DEMO) --quiet all --rulegraph dot all | trialign rulegraph $(RESULTS)/rulegraph
 
 test: setup
-	pytest -n 2 --dist loadgroup --ignore tests/slurm
+	pytest -n 2 --dist loadfile --ignore tests/slurm
 	pytest -n 2 --dist loadfile tests/slurm
 
 soak: setup

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 # a result's bits depend on the number of threads: this process and those it starts take one, as the demo's jobs do
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -53,14 +54,11 @@ def test_study(results: Path, *arguments: str, cores: int = 2) -> subprocess.Com
 test_study.__test__ = False
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process (pytest -n), and in one and the same all files that share a study."""
-    shared: dict[Path, str] = {}
-    for name in ("finished_study", "demo"):  # two processes that make the demo would meet: it goes before the other
-        shared |= {item.path: name for item in items if name in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(shared.get(item.path, str(item.path))))
+def make_demo(timeout: float = 900) -> subprocess.CompletedProcess[str]:
+    """Run `make demo`, one process of tests (pytest -n) at a time: those that come later find it made."""
+    (REPOSITORY / "results").mkdir(exist_ok=True)
+    with FileLock(REPOSITORY / "results/.demo.lock"):
+        return command("make", "demo", timeout=timeout)
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +82,6 @@ def finished_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def demo() -> Path:
     """The results of the demo, made by the command that users type; seconds when they are there already."""
-    done = command("make", "demo", timeout=3000)
+    done = make_demo(timeout=3000)
     assert done.returncode == 0, done.stdout[-5000:]
     return REPOSITORY / "results" / "demo"

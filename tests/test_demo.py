@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.demo_training import trained
-from tests.conftest import command
+from tests.conftest import make_demo
 from trialign import config, study
 
 pytestmark = pytest.mark.demo
@@ -172,7 +172,7 @@ def test_the_second_make_demo_does_nothing_again(demo: Path) -> None:
     models = sorted((demo / ".store").glob("*/run.json"))
     before = [file.stat().st_mtime_ns for file in models]
     started = time.monotonic()
-    done = command("make", "demo")
+    done = make_demo()
     assert done.returncode == 0, done.stdout[-3000:]
     print(f"the second make demo took {time.monotonic() - started:.1f} s")
     assert [file.stat().st_mtime_ns for file in models] == before

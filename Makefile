@@ -24,7 +24,7 @@ setup: .venv/installed
 
 demo: setup
 	snakemake $(DEMO) all
-	@if [ ! -e $(RESULTS)/report.html ] || [ -n "$$(find $(RESULTS) -maxdepth 1 -name '*.csv' -newer $(RESULTS)/report.html)" ]; \
+	@if [ ! -e $(RESULTS)/report.html ] || [ -n "$$(find $(RESULTS) -maxdepth 1 \( -name '*.csv' -o -name index.html \) -newer $(RESULTS)/report.html)" ]; \
 	then $(MAKE) --no-print-directory dag report; fi
 	trialign show $(RESULTS)
 

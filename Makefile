@@ -1,5 +1,6 @@
 # make demo    set-up and the whole study on the embedded tiny world (CPU, offline)
-# make test    set-up and all tests, two files at a time; those on a real SLURM by themselves
+# make test    set-up and all tests, two files at a time, in order: tests/workflow change what others read
+#              those on a real SLURM by themselves
 # make soak    the long tests, run before a release; what they gave is in docs/soak.md, reliability.md, statistics.md
 # make bench   data at full size, plans, submission to SLURM, judging, statistics, training steps: seconds and memory, into
 #              results/bench/
@@ -35,7 +36,7 @@ dag: setup
 	snakemake $(DEMO) --quiet all --rulegraph dot all | trialign rulegraph $(RESULTS)/rulegraph
 
 test: setup
-	pytest -n 2 --dist loadfile --ignore tests/slurm
+	pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/slurm
 	pytest -n 2 --dist loadfile tests/slurm
 
 soak: setup

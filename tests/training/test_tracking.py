@@ -70,6 +70,7 @@ def test_a_killed_run_goes_on_in_the_same_curves(
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
+    time.sleep(1)  # files of events are read in the order of their names, which tell seconds
     assert reported(root)[-1][1] >= 6  # what was flushed before the kill is there
     shutil.rmtree(killed.out)
     killed.out.mkdir()

@@ -54,10 +54,10 @@ class Study(Workflow):
 
 
 def artifacts(results: Path) -> dict[str, bytes]:
-    """Return what a study found: every table, and the numbers behind figures."""
+    """Return what a study found: every table, and the numbers behind figures. The pages tell times, too."""
     return {
         path.name: path.read_bytes()
         for pattern in ("*.csv", "*.md", "*.tex", "*.html")
         for path in sorted(results.glob(pattern))
-        if path.name != "report.html"
+        if path.name not in ("report.html", "index.html")
     }

@@ -82,6 +82,6 @@ def finished_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def demo() -> Path:
     """The results of the demo, made by the command that users type; seconds when they are there already."""
-    done = make_demo(timeout=3000)
+    done = make_demo(timeout=4000)
     assert done.returncode == 0, done.stdout[-5000:]
     return REPOSITORY / "results" / "demo"

@@ -43,7 +43,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert locked.returncode == 0, locked.stdout
         done = command(
             "snakemake", "--workflow-profile", "none", "--configfile", *files[1:], "--config",
-            f"results_dir={root}/results", "--cores", "2", "--nolock", "--", "all", timeout=1800,
+            f"results_dir={root}/results", "--cores", "2", "--nolock", "--", "all", timeout=3000,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-5000:]
         asked = {path.partition("?")[0] for _, path, _ in hub.requests}

@@ -256,7 +256,7 @@ def _spent(jobs: Iterable[Job], root: Path) -> dict[str, float]:
 
 def _record(job: Job, root: Path) -> Path:
     """Return where the record of a job's step is."""
-    if job.rule in (*plan.ARTIFACT_RULES, "results", "index"):
+    if Path(job.output[0]).parent == root:  # artifacts share the root: their records lie together
         return root / paths.PROVENANCE / f"{next(iter(job.wildcards.values()), job.rule)}.json"
     return next((Path(file) for file in job.output if file.endswith(RUN_JSON)), Path(job.output[0]) / RUN_JSON)
 

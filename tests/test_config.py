@@ -13,7 +13,7 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
-from trialign import artifacts, config, known, reference, study
+from trialign import artifact_settings, artifacts, config, known, reference, study
 from trialign.errors import UserError
 from trialign.evaluation import tasks
 
@@ -242,7 +242,7 @@ def test_only_artifacts_that_split_items_need_the_overlap(paper: config.Experime
 
 
 def test_a_mean_of_unseen_items_is_one_of_each_benchmarks_unseen_items(paper: config.Experiment) -> None:
-    spec = config.ColumnSpec(label="Average (unseen)", mean_of=("arc", "mmlu"), items="unseen")
+    spec = artifact_settings.ColumnSpec(label="Average (unseen)", mean_of=("arc", "mmlu"), items="unseen")
     made = artifacts.column(paper, spec)
     assert [(member.benchmark, member.items) for member in made.mean_of] == [("arc", "unseen"), ("mmlu", "unseen")]
 

@@ -12,13 +12,13 @@ import pytest
 
 from benchmarks.demo_training import trained
 from tests.conftest import make_demo
-from trialign import config, study
+from trialign import artifact_settings, config, study
 
 pytestmark = pytest.mark.demo
 
 EXPERIMENT = config.load_files([Path("config/config.yaml"), Path("config/demo.yaml")])
 TABLES = [name for name, artifact in EXPERIMENT.artifacts.items() if artifact.kind in ("table", "pivot", "facts")]
-FIGURES = [name for name, artifact in EXPERIMENT.artifacts.items() if artifact.kind in config.FIGURES]
+FIGURES = [name for name, artifact in EXPERIMENT.artifacts.items() if artifact.kind in artifact_settings.FIGURES]
 ACCURACIES = ["arc", "truthfulqa", "winogrande", "hellaswag", "mmlu", "causal", "sports", "formal", "openbookqa"]
 FOUR, TWO = ("arc", "hellaswag", "mmlu", "openbookqa"), ("winogrande", "causal", "sports", "formal")  # choices
 CHANCE = dict.fromkeys(FOUR, 0.25) | dict.fromkeys(TWO, 0.5) | {"truthfulqa": 1 / 3}  # two of six answers are true

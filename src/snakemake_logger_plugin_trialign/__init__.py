@@ -22,8 +22,9 @@ from rich.text import Text
 from snakemake_interface_logger_plugins.common import LogEvent
 from snakemake_logger_plugin_rich import LogHandler as RichHandler
 
+from trialign.progress import last_lines
+
 TOTAL = "Total Progress"  # the rich plugin's name for its first bar
-LAST_LINES = 15
 
 
 class LogHandler(RichHandler):
@@ -75,8 +76,7 @@ class LogHandler(RichHandler):
         texts = [f"✗ failed: {self._described(job)}" + (f": {why.strip()}" if why else "")]
         for log in map(Path, self.event_handler.jobs_info.get(job, {}).get("log") or ()):
             if log.is_file():
-                lines = log.read_text(errors="replace").splitlines()
-                texts += [f"  last lines of {log}:", *(f"    {line}" for line in lines[-LAST_LINES:] or ["(empty)"])]
+                texts += [f"  last lines of {log}:", *(f"    {line}" for line in last_lines(log) or ["(empty)"])]
             if (script := log.with_suffix(".sh")).is_file():
                 texts.append(f"  repeat it alone: sh {script}")
         self.event_handler.console.print("\n".join(texts), highlight=False, soft_wrap=True, markup=False)

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import cast
 
 from trialign import claims, methods, recipes, study
-from trialign.config import (
+from trialign.artifact_settings import (
     AnyArtifact,
     ClaimsArtifact,
     ColumnSpec,
     CurvesArtifact,
     DistributionsArtifact,
-    Experiment,
     FactsArtifact,
     ForestArtifact,
     GridArtifact,
@@ -25,6 +24,7 @@ from trialign.config import (
     TableArtifact,
     splits_items,
 )
+from trialign.config import Experiment
 from trialign.lineage import Lineage, spell
 from trialign.reporting import published
 from trialign.settings import HarnessBenchmark, JudgedBenchmark

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class UserError(Exception):
@@ -14,6 +14,16 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the closest of `allowed`, or an empty string when none is close."""
     close = difflib.get_close_matches(name, list(allowed), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def names(known: Iterable[str]) -> str:
+    """Return names as a message lists them: `'a', 'b'`."""
+    return ", ".join(f"'{name}'" for name in known)
+
+
+def unknown(what: str, name: str, allowed: Collection[str]) -> str:
+    """Return what a message says of a name that does not exist: the closest that does, and all of them."""
+    return f"there is no {what} '{name}'{nearest(name, allowed)}; there are {names(allowed)}"
 
 
 class Again(Exception):

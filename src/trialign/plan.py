@@ -26,6 +26,7 @@ from typing import Any
 from trialign import config, known
 from trialign.config import Experiment
 from trialign.errors import UserError
+from trialign.evaluation.responses import Tokens
 from trialign.lineage import Lineage
 
 PLUGIN = "trialign-plan"
@@ -276,8 +277,8 @@ def _judge_usd(experiment: Experiment, job: Job) -> float:
     if job.rule != "judge":
         return 0.0
     endpoint = experiment.judges[job.wildcards["judge"]].endpoint
-    tokens_in, tokens_out = (job.resources.get(f"judge_tokens_{name}", 0) for name in ("in", "out"))
-    return (tokens_in * endpoint.price_in + tokens_out * endpoint.price_out) / 1e6
+    tokens = Tokens(*(job.resources.get(f"judge_tokens_{name}", 0) for name in ("in", "out")))
+    return tokens.cost(endpoint.price_in, endpoint.price_out)
 
 
 def _by_stage(jobs: Iterable[Job]) -> list[dict[str, Any]]:

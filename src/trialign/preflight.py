@@ -24,6 +24,7 @@ from urllib.parse import urljoin
 from trialign import cost, known, lock, study
 from trialign.config import Experiment
 from trialign.errors import UserError
+from trialign.evaluation.endpoint import api_key
 from trialign.settings import Source, WebFiles
 
 SWITCH = "TRIALIGN_PREFLIGHT"
@@ -113,12 +114,11 @@ def _gpus(experiment: Experiment, tasks: Sequence[Task]) -> Iterable[str]:
 
 
 def _keys(experiment: Experiment, tasks: Sequence[Task]) -> Iterable[str]:
-    """Yield a line for each judge whose key is not there: found out before models are trained for it."""
+    """Yield a line for each judge whose key is none: found out before models are trained for it."""
     for name in sorted({task.wildcards["judge"] for task in tasks if task.rule == "judge"}):
         judge = experiment.judges[name]
-        variable = judge.endpoint.variable if judge.kind == "openai" else None
-        if variable and not os.environ.get(variable, "").strip():
-            yield f"judge {name}: the environment variable {variable} is not set: export it with the endpoint's key"
+        if judge.kind == "openai":
+            yield from _refused(api_key, name, judge.endpoint)
 
 
 def _trained(tasks: Iterable[Task]) -> list[str]:
@@ -173,7 +173,7 @@ def silence(address: str) -> str:
     return ""
 
 
-def _refused(check: Callable[..., None], *arguments: Any) -> Iterable[str]:
+def _refused(check: Callable[..., object], *arguments: Any) -> Iterable[str]:
     try:
         check(*arguments)
     except UserError as error:

@@ -1,4 +1,7 @@
-"""How far a step is: a small file beside its lease, written by the step itself, read by `trialign status`."""
+"""How far a step is: a small file beside its lease, written by the step itself, read by `trialign status`.
+
+And, of one that failed, the last lines of its log.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 
 FILE = "progress.json"
 SECONDS = 5.0
+LAST_LINES = 15
 
 
 class Progress:
@@ -41,3 +45,8 @@ def read(work: Path) -> dict[str, Any]:
         return json.loads((work / FILE).read_text())
     except (OSError, ValueError):  # half a file of a host that died
         return {}
+
+
+def last_lines(log: Path) -> list[str]:
+    """Return the last lines of a log, less blank ones at its end; none where there is no log."""
+    return log.read_text(errors="replace").rstrip().splitlines()[-LAST_LINES:] if log.is_file() else []

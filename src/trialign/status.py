@@ -21,7 +21,6 @@ from trialign.errors import UserError
 from trialign.plan import Dag, Job
 from trialign.steps import RUN_JSON
 
-LAST_LINES = 15
 State = Literal["running", "unknown", "waiting", "failed", "again", "interrupted"]
 
 
@@ -94,13 +93,9 @@ def _described(row: Row) -> dict[str, Any]:
     """Return a row as JSON values; of what ended badly with the last lines of its log and the command to repeat it."""
     values = asdict(row)
     if row.state in ("failed", "interrupted"):
-        values |= {"lines": last_lines(Path(row.log)), "repeat": f"sh {row.script}" if row.script.is_file() else ""}
+        repeat = f"sh {row.script}" if row.script.is_file() else ""
+        values |= {"lines": progress.last_lines(Path(row.log)), "repeat": repeat}
     return values
-
-
-def last_lines(log: Path) -> list[str]:
-    """Return the last lines of a log; none where there is no log."""
-    return log.read_text(errors="replace").rstrip().splitlines()[-LAST_LINES:] if log.is_file() else []
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------------

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from trialign import claims, lock, methods, paths, recipes
-from trialign.config import (
+from trialign.artifact_settings import (
     FIGURES,
     AnyArtifact,
     ClaimsArtifact,
     ColumnSpec,
     CurvesArtifact,
     DistributionsArtifact,
-    Experiment,
     FactsArtifact,
     ForestArtifact,
     GridArtifact,
@@ -31,6 +30,7 @@ from trialign.config import (
     grid_lineages,
     splits_items,
 )
+from trialign.config import Experiment
 from trialign.errors import UserError, nearest
 from trialign.lineage import Lineage, Stage, spell
 from trialign.settings import (

@@ -18,6 +18,7 @@ import pytest
 from invented import Study, right
 from PIL import Image
 
+from trialign.artifact_settings import FIGURES
 from trialign.recipes import (
     Column,
     CurvesRecipe,
@@ -128,9 +129,7 @@ def _drawing(given: dict[str, Any], root: Path, environment: dict[str, str]) -> 
 
 
 def test_every_kind_of_figure_is_here() -> None:
-    from trialign import config
-
-    assert {recipe.step for recipe, _, _ in KINDS.values()} == set(config.FIGURES) <= set(FUNCTIONS)
+    assert {recipe.step for recipe, _, _ in KINDS.values()} == set(FIGURES) <= set(FUNCTIONS)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,7 +14,7 @@ import pytest
 from lxml import html
 
 from tests.conftest import test_study as run_study
-from trialign import artifacts, config, paths, study
+from trialign import artifact_settings, artifacts, config, paths, study
 from trialign.recipes import IndexArtifact, IndexRecipe, parse
 from trialign.reporting import fragments
 from trialign.reporting.index import duration, index, link
@@ -66,7 +66,7 @@ def test_it_asks_for_nothing_but_the_files_beside_it(finished_study: Path, page:
 def test_the_abstract_says_what_the_study_is(page: html.HtmlElement) -> None:
     experiment = config.load_files(CONFIGS)
     abstract = page.get_element_by_id("abstract").text_content()
-    figures = sum(artifact.kind in config.FIGURES for artifact in experiment.artifacts.values())
+    figures = sum(artifact.kind in artifact_settings.FIGURES for artifact in experiment.artifacts.values())
     shown = f"2 tables and {figures} figures"
     for text in (experiment.title, experiment.notice, experiment.abstract, "4 runs", shown):
         assert text in abstract

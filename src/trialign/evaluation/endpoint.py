@@ -180,20 +180,7 @@ class Endpoint:
 
     @cached_property
     def _key(self) -> str:
-        """The key, from the environment alone; empty for a server that wants none. UserError where it is none."""
-        if not (variable := self._settings.variable):
-            return ""
-        if not (key := os.environ.get(variable, "").strip()):
-            raise UserError(
-                f"judge {self._judge}: the environment variable {variable} is not set: export it with the "
-                "endpoint's key"
-            )
-        if not (key.isascii() and key.isprintable()) or " " in key:
-            raise UserError(
-                f"judge {self._judge}: the environment variable {variable} holds no key: one word of printable ASCII "
-                "is wanted, and this has spaces, line ends or other characters"
-            )
-        return key
+        return api_key(self._judge, self._settings)
 
     @cached_property
     def _client(self) -> Any:
@@ -234,6 +221,22 @@ class _Refused(Exception):
     def __init__(self, response: Stored):
         super().__init__()
         self.response = response
+
+
+def api_key(judge: str, settings: EndpointSettings) -> str:
+    """Return a judge's key, from the environment alone; empty for a server that wants none. UserError: it is none."""
+    if not (variable := settings.variable):
+        return ""
+    if not (key := os.environ.get(variable, "").strip()):
+        raise UserError(
+            f"judge {judge}: the environment variable {variable} is not set: export it with the endpoint's key"
+        )
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise UserError(
+            f"judge {judge}: the environment variable {variable} holds no key: one word of printable ASCII is wanted, "
+            "and this has spaces, line ends or other characters"
+        )
+    return key
 
 
 def _usage(text: str, most: Tokens) -> Tokens | None:

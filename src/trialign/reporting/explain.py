@@ -302,12 +302,6 @@ def explain(path: Path, row: str | None = None, column: str | None = None) -> Ch
     return follow(tree, top, cells, needed)
 
 
-def all_cells(path: Path) -> list[tuple[str, str]]:
-    """Return row and column of every cell of an artifact, as `explain` takes them; none of what has no cells."""
-    tree, top = find(path)
-    return [(spot.row, spot.column) for spot in _spots(tree, tree.made(top))]
-
-
 def as_json(chain: Chain) -> dict[str, Any]:
     """Return a chain as JSON-able values, with each step's whole record."""
     return {

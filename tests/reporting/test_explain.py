@@ -15,6 +15,7 @@ from tests.conftest import command
 from trialign import artifacts, config, steps
 from trialign import study as study_of
 from trialign.errors import UserError
+from trialign.prune import MODEL_STEPS
 from trialign.reporting import explain
 
 DPO, TPO = "mistral+sft+dpo@beta=0.1", "mistral+tpo@alpha=0.9@beta=0.2"
@@ -260,7 +261,7 @@ def test_every_cell_of_the_demo_has_its_full_chain(demo: Path, table: str) -> No
         # each lineage's own folders, worked out from its name
         stages = cell.lineage.split("+")
         runs = {f"runs/{'+'.join(stages[:end])}/seed1" for end in range(1, len(stages) + 1)}
-        models = [made for made in chain.steps.values() if made.step in explain.MODEL_STEPS]
+        models = [made for made in chain.steps.values() if made.step in MODEL_STEPS]
         assert len(models) == len(runs)
         assert runs <= {place.folder.as_posix() for made in models for place in made.places}  # two names may be one run
         assert {made.step for made in chain.steps.values() if not made.inputs} == {"world"}

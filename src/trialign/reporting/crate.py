@@ -24,8 +24,9 @@ from rocrate.rocrate import ROCrate
 
 from trialign import paths
 from trialign.errors import UserError
-from trialign.reporting.explain import MODEL_STEPS, Made, Record, Tree
+from trialign.prune import MODEL_STEPS
 from trialign.reporting.explain_text import what
+from trialign.reporting.tree import Made, Record, Tree
 from trialign.steps import RUN_JSON, digest
 
 VERSION = "1.1"  # of RO-Crate: the one that the run profiles are written for

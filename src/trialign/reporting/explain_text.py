@@ -12,7 +12,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.tree import Tree as Branches
 
 from trialign.reporting import explain, verify
-from trialign.reporting.explain import Cell, Chain, Made, Record
+from trialign.reporting.cells import Cell
+from trialign.reporting.explain import Chain
+from trialign.reporting.tree import Made, Record
 from trialign.reporting.verify import Report
 
 WIDTH = 140  # of what is printed into a file

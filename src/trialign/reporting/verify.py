@@ -17,7 +17,8 @@ from pathlib import Path
 
 from trialign import paths, steps
 from trialign.errors import UserError
-from trialign.reporting.explain import Chain, Made, Record, Tree, read_record
+from trialign.reporting.explain import Chain
+from trialign.reporting.tree import Made, Record, Tree, read_record
 
 CHUNK = 1 << 24
 SHORT = 12

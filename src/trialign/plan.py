@@ -343,11 +343,12 @@ def notes(dag: Dag) -> list[str]:
 def show(plan: Mapping[str, Any]) -> None:
     """Print a plan."""
     from rich import box
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console(highlight=False)
+    from trialign import terminal
+
+    console = terminal.console()
 
     def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
@@ -356,14 +357,14 @@ def show(plan: Mapping[str, Any]) -> None:
         for row in rows:
             made.add_row(*(escape(f"{cell:,.1f}" if isinstance(cell, float) else str(cell)) for cell in row))
         if made.row_count:
-            console.print(made, width=None if console.is_terminal else 140)
+            console.print(made)
 
-    done = plan["done"]
+    done, at_a_time = plan["done"], plan["jobs_at_a_time"]
     table(f"Plan of {plan['experiment']}: {' '.join(plan['targets'])}", ["", ""], [
         ("jobs, of these models", f"{plan['jobs']}, {plan['runs']}"),
         ("done already: jobs, models, GPU-hours", f"{done['jobs']}, {done['runs']}, {done['gpu_hours']:,.1f}"),
         (f"GPU-hours ({plan['hardware']})", plan["gpu_hours"]),
-        (f"wall hours at {plan['jobs_at_a_time']} jobs at a time", plan["wall_hours"]),
+        ("wall hours" + (f" at {at_a_time} jobs at a time" if at_a_time > 1 else ", job by job"), plan["wall_hours"]),
         ("wall hours at any number (critical path)", plan["critical_path_hours"]),
         (f"GPUs in USD at {plan['gpu_hour_usd']:g} an hour", plan["gpu_usd"]),
         ("disk at rest, GB", plan["disk_rest_gb"]),

@@ -227,9 +227,10 @@ def _work(dag: Dag, root: Path, *, everything: bool) -> Iterator[Entry]:
 def show(entries: Sequence[Entry]) -> None:
     """Print a manifest."""
     from rich import box
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from trialign import terminal
 
     table = Table(title="May go, leaves first", box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("what", overflow="fold")
@@ -239,5 +240,4 @@ def show(entries: Sequence[Entry]) -> None:
         what = escape(entry.name) + (" (parent)" if entry.parent else "")
         numbers = (f"{entry.bytes / 1e9:,.3f}", f"{entry.hours:,.2f}", f"{entry.gpu_hours:,.1f}", str(len(entry.again)))
         table.add_row(what, *numbers)
-    console = Console(highlight=False)
-    console.print(table, width=None if console.is_terminal else 140)
+    terminal.console().print(table)

@@ -13,17 +13,15 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from trialign import terminal
 from trialign.errors import UserError
 
-WIDTH = 140  # where the output is no terminal
 SILENT_SECONDS = 60.0  # a step that has told nothing for so long: since when is shown
 
 
 def show(found: Mapping[str, Any]) -> None:
     """Print `status.look`'s findings."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH)
+    console = terminal.console()
     for part in _whole(found).renderables:
         console.print(part, soft_wrap=isinstance(part, Text))  # paths and commands are copied: no breaks within
 

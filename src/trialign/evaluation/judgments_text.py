@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from trialign import terminal
+
 
 def report(found: Mapping[str, Any]) -> None:
     """Print what `judgments.report` returns."""
@@ -60,7 +62,7 @@ def agreement(found: Mapping[str, Any]) -> None:
 def forecast(found: Mapping[str, Any]) -> None:
     """Print what `forecast.forecast` returns."""
     if not found["judges"]:
-        Console(highlight=False).print(f"{found['experiment']}: no judge behind an endpoint, nothing to pay")
+        terminal.console().print(f"{found['experiment']}: no judge behind an endpoint, nothing to pay")
     for judge in found["judges"]:
         budget = [
             f"{judge[name]:g} {unit}" for name, unit in (("max_cost", "USD"), ("max_tokens", "tokens")) if judge[name]
@@ -103,8 +105,7 @@ def _share(value: float | None) -> str:
 
 
 def _table(title: str, rows: Iterable[Sequence[str]]) -> None:
-    console = Console(highlight=False)
     made = Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left", show_header=False)
     for row in rows:
         made.add_row(*map(escape, row))
-    console.print(made, width=None if console.is_terminal else 120)
+    terminal.console().print(made)

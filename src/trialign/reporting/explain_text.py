@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,14 +10,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.tree import Tree as Branches
 
+from trialign import terminal
 from trialign.reporting import explain, verify
 from trialign.reporting.cells import Cell
 from trialign.reporting.explain import Chain
 from trialign.reporting.tree import Made, Record
 from trialign.reporting.verify import Report
 
-WIDTH = 140  # of what is printed into a file
-UNBOUNDED = 10_000  # a finding is one line for whoever reads it by a program
 SHOWN_VALUES = 24  # of a recipe
 SHOWN_FILES = 5
 SHORT = 12  # hexadecimal digits of a hash
@@ -27,7 +25,7 @@ _UNTOLD = {"step", "version", "name", "title", "caption", "notice"}
 
 def show(chain: Chain, console: Console | None = None) -> None:
     """Print a chain; a step that several others stand on is told once."""
-    console = console or Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    console = console or terminal.console()
     for cell in chain.cells:
         console.print(_cell(cell))
     top = chain.steps[chain.top]
@@ -49,7 +47,7 @@ def checked(chain: Chain) -> Report:
 
 def show_report(report: Report, console: Console | None = None) -> None:
     """Print what a check found, a line each, and how much was checked."""
-    console = console or Console(highlight=False, width=None if sys.stdout.isatty() else UNBOUNDED)
+    console = console or terminal.console(terminal.UNBOUNDED)
     for problem in report.problems:
         console.print(f"[red]does not fit[/]  {escape(problem)}")
     for what_not in report.unchecked:

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from trialign import terminal
 from trialign.errors import UserError
 
 NUMBER = re.compile(r"-|(-?\d[\d.]*)?")  # a run that diverged has nothing in its cells
-UNBOUNDED = 10_000  # columns of a terminal on which nothing has to fold
 # what a finished results tree holds beside the printed tables, in the order in which it is told
 PLACES = (
     ("the study", "index.html"),
@@ -29,14 +29,14 @@ PLACES = (
 
 def print_tables(root: Path, names: Sequence[str], console: Console | None = None) -> None:
     """Print the tables `names` of the results tree `root` from their csv files; UserError where one is missing."""
-    console = console or Console()
+    console = console or terminal.console()
     for name in names:
         path = root / f"{name}.csv"
         if not path.is_file():
             raise UserError(f"{path} is missing: run snakemake {path} first")
         title, notice = _head(root / f"{name}.md")
         table = _table(path, title, fold_headings=False)
-        if console.measure(table, options=console.options.update(width=UNBOUNDED)).minimum > console.width:
+        if console.measure(table, options=console.options.update(width=terminal.UNBOUNDED)).minimum > console.width:
             table = _table(path, title, fold_headings=True)
         console.print(table)
         if notice:

@@ -1,0 +1,16 @@
+"""What is printed for people: as wide as the terminal, or as COLUMNS says; where there is none, wide enough for all."""
+
+from __future__ import annotations
+
+import os
+
+from rich.console import Console
+
+WIDTH = 140  # where the output is no terminal
+UNBOUNDED = 10_000  # nothing folds: a line each for whoever reads it by a program
+
+
+def console(width: int = WIDTH) -> Console:
+    """Return a console on standard output; width: columns where that is no terminal and COLUMNS is not set."""
+    found = Console(highlight=False)
+    return found if found.is_terminal or "COLUMNS" in os.environ else Console(highlight=False, width=width)

@@ -293,9 +293,9 @@ def test_rows_that_read_the_same_are_told_apart(paper: config.Experiment) -> Non
 
 def test_what_is_ours_is_said_in_the_artifacts(paper: config.Experiment) -> None:
     caption = artifacts.artifact_recipe(paper, "table2").caption
-    assert "Ours: shots of BB-causal." in caption
-    assert "Ours: the grid; only (1, 0.1)" in artifacts.artifact_recipe(paper, "figure2").caption
-    assert "Ours: training of sft10k." in artifacts.artifact_recipe(paper, "table7").caption
+    assert "; shots of BB-causal, BB-formal, BB-sports, OpenBookQA." in caption
+    assert "Ours: the grid, of which only (1, 0.1)" in artifacts.artifact_recipe(paper, "figure2").caption
+    assert "; sft10k: training." in artifacts.artifact_recipe(paper, "table7").caption
 
 
 def test_numbers_as_yaml_reads_them() -> None:

@@ -5,7 +5,7 @@ Nothing here imports torch: the Snakefile asks this module.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -30,6 +30,7 @@ from trialign.reporting import published
 from trialign.settings import HarnessBenchmark, JudgedBenchmark
 
 HIGHEST_SCORE = 10.0  # of a judge
+SETTINGS = {"Learning Rate": "learning_rate", "Epoch": "epochs", "Batch Size": "batch"}  # heading -> of a stage's
 SHARES = ("acc", "acc_norm", "exact_match", "f1")  # the harness's metrics that tables show in percent
 
 
@@ -44,7 +45,7 @@ def artifact_recipe(experiment: Experiment, name: str) -> recipes.Artifact:
                 artifact.caption,
                 *_split(experiment, artifact),
                 *_judged_by(experiment, artifact),
-                *(f"Ours: {choice}." for choice in choices_of_ours(experiment, artifact)),
+                *([f"Ours: {'; '.join(choices)}."] if (choices := choices_of_ours(experiment, artifact)) else []),
             ]
         ),
         "notice": experiment.notice,
@@ -106,20 +107,27 @@ def artifact_recipe(experiment: Experiment, name: str) -> recipes.Artifact:
 
 
 def _rows(experiment: Experiment, artifact: TableArtifact) -> tuple[recipes.Row, ...]:
-    """Return the rows; where two would read the same, what their last stages spell is added."""
+    """Return the rows; where some of one model and method differ in what no column shows, all of them spell it."""
     found = [experiment.lineage(text) for text in artifact.rows]
     texts = [{name: _text(experiment, lineage, name) for name in artifact.texts} for lineage in found]
-    rows = []
+    shown = {SETTINGS[name] for name in artifact.texts if name in SETTINGS}
+    spelled: dict[tuple[str | None, str | None], set[str]] = {}
     for lineage, cells in zip(found, texts, strict=True):
-        again = "Align" in cells and texts.count(cells) > 1
-        told = cells | {"Align": cells["Align"] + _spelled(lineage)} if again else cells
-        rows.append(recipes.Row(lineage=str(lineage), texts=told))
-    return tuple(rows)
+        spelled.setdefault((cells.get("Model"), cells.get("Align")), set()).add(_spelled(lineage, shown))
+    return tuple(
+        recipes.Row(
+            lineage=str(lineage),
+            texts=cells | {"Align": cells["Align"] + _spelled(lineage, shown)}
+            if "Align" in cells and len(spelled[cells.get("Model"), cells["Align"]]) > 1
+            else cells,
+        )
+        for lineage, cells in zip(found, texts, strict=True)
+    )
 
 
-def _spelled(lineage: Lineage) -> str:
+def _spelled(lineage: Lineage, but: Collection[str] = ()) -> str:
     names = {"alpha": "α", "beta": "β"}
-    params = lineage.stages[-1].params if lineage.stages else ()
+    params = [item for item in (lineage.stages[-1].params if lineage.stages else ()) if item[0] not in but]
     return f" ({', '.join(f'{names.get(key, key)}={spell(value)}' for key, value in params)})" if params else ""
 
 
@@ -136,9 +144,7 @@ def _text(experiment: Experiment, lineage: Lineage, name: str) -> str:
         return recipes.CHOSEN
     if name == "Chosen":
         return "-"
-    training = experiment.training_of(stage)
-    values = {"Learning Rate": training.learning_rate, "Epoch": training.epochs, "Batch Size": training.batch}
-    return spell(values[name])
+    return spell(getattr(experiment.training_of(stage), SETTINGS[name]))
 
 
 def _label(experiment: Experiment, lineage: Lineage) -> str:
@@ -251,7 +257,6 @@ def index_recipe(experiment: Experiment) -> recipes.IndexRecipe:
                 title=artifact.title,
                 caption=artifact.caption,
                 lineages=tuple(study.lineages(experiment, experiment.artifacts[artifact.name])),
-                suites=tuple(study.suites(experiment, experiment.artifacts[artifact.name])),
             )
             for artifact in found
         ),
@@ -299,10 +304,11 @@ def choices_of_ours(experiment: Experiment, artifact: AnyArtifact) -> list[str]:
     stages = {stage.name for text in study.lineages(experiment, artifact) for stage in Lineage.parse(text).stages}
     choices = list(artifact.ours)
     choices += [
-        f"{what} of {name}" for name in experiment.stages if name in stages for what in experiment.stages[name].ours
+        f"{name}: {what}" for name in experiment.stages if name in stages for what in experiment.stages[name].ours
     ]
-    for name in experiment.benchmarks:
+    labels: dict[str, list[str]] = {}
+    for name in study.benchmarks(artifact):
         item = experiment.benchmarks[name]
-        if name in study.benchmarks(artifact) and isinstance(item, HarnessBenchmark):
-            choices += [f"{what} of {item.label}" for what in item.ours]
-    return choices
+        for what in item.ours if isinstance(item, HarnessBenchmark) else ():
+            labels.setdefault(what, []).append(item.label)
+    return choices + [f"{what} of {', '.join(sorted(found))}" for what, found in sorted(labels.items())]

@@ -73,11 +73,22 @@ def problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
     for name in experiment.expect.sources_mb:
         if name not in experiment.sources:
             yield "expect.sources_mb", unknown("source", name, experiment.sources)
+    for section in (experiment.stages, experiment.artifacts):
+        where = "stages" if section is experiment.stages else "artifacts"
+        for name, item in section.items():
+            yield from ((f"{where}.{name}.ours", problem) for problem in _torn(item.ours))
     for name, artifact in experiment.artifacts.items():
         try:
             _check_artifact(experiment, artifact)
         except UserError as error:
             yield f"artifacts.{name}", str(error)
+
+
+def _torn(choices: Sequence[str]) -> Iterator[str]:
+    """Yield what is wrong with sentences in a list of YAML: a comma tears one apart where it is not quoted."""
+    for text in choices:
+        if text.count("(") != text.count(")"):
+            yield f"'{text}' has a bracket alone: a comma has torn it from the next, put the sentence in quotes"
 
 
 def _stage_problems(experiment: Experiment, where: str, preset: StagePreset) -> Iterator[tuple[str, str]]:

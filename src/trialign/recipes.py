@@ -291,7 +291,7 @@ class TableRecipe(Compared):
     """A table: rows are lineages, columns benchmarks. `texts` names the leading text columns, in order."""
 
     step: Literal["table"] = "table"
-    version: Literal[3] = 3
+    version: Literal[4] = 4
     texts: tuple[str, ...]
     rows: tuple[Row, ...]
     columns: tuple[Column, ...]
@@ -304,7 +304,7 @@ class PivotRecipe(Compared):
     """
 
     step: Literal["pivot"] = "pivot"
-    version: Literal[3] = 3
+    version: Literal[4] = 4
     corner: str
     rows: tuple[str, ...]
     columns: tuple[str, ...]
@@ -316,7 +316,7 @@ class GridRecipe(Artifact):
     """A figure over alpha x beta: `cells[alpha][beta]` is a lineage; `columns` are its panels; `baseline` a lineage."""
 
     step: Literal["grid"] = "grid"
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     cells: dict[str, dict[str, str]]
     columns: tuple[Column, ...]
     baseline: str
@@ -327,7 +327,7 @@ class HeatmapRecipe(GridRecipe):
     """The same as heat maps."""
 
     step: Literal["heatmap"] = "heatmap"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
 
 
 class Labelled(BaseModel):
@@ -342,7 +342,7 @@ class ForestRecipe(Artifact):
     """A forest plot: paired differences of `rows` from `baseline`; `columns` are its panels."""
 
     step: Literal["forest"] = "forest"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     rows: tuple[Labelled, ...]
     columns: tuple[Column, ...]
     baseline: Labelled
@@ -380,7 +380,7 @@ class FactsRecipe(Artifact):
     """
 
     step: Literal["facts"] = "facts"
-    version: Literal[3] = 3
+    version: Literal[4] = 4
     columns: tuple[str, ...]
     rows: tuple[dict[str, str], ...]
     benchmarks: tuple[str, ...]
@@ -397,7 +397,7 @@ class ClaimsRecipe(Artifact):
     """
 
     step: Literal["claims"] = "claims"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     names: dict[str, str]
     columns: dict[str, Column]
     wholes: dict[str, float]
@@ -416,14 +416,13 @@ class ResultsRecipe(Recipe):
 
 
 class IndexArtifact(BaseModel):
-    """A table or figure on the study's page. Its numbers come from `suites` of each of its `lineages`."""
+    """A table or figure on the study's page, and the lineages that it shows."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
     title: str
     caption: str
     lineages: tuple[str, ...]
-    suites: tuple[str, ...]
 
 
 class IndexRecipe(Recipe):
@@ -435,7 +434,7 @@ class IndexRecipe(Recipe):
     """
 
     step: Literal["index"] = "index"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     experiment: str
     title: str
     abstract: str

@@ -143,7 +143,7 @@ def test_the_parent_goes_back_to_the_base(finished_study: Path) -> None:
         ("table2.csv", ROW, "MT-Bensh", "no column 'MT-Bensh' .did you mean 'MT-Bench'"),
         ("table3.csv", None, None, "table3.csv: not there, and no artifact .* .did you mean .*table2.csv"),
         ("runs/mistral+sft/seed1/mtbench", None, None, "no step made this folder; there are records in .*answers"),
-        ("logs", None, None, "no step made this"),
+        ("logs", None, None, "no record in the tree names this"),
         (f"runs/{DPO}/seed1", "x", None, "made by a step 'train', which has no rows and columns"),
     ],
 )
@@ -196,7 +196,9 @@ def test_results_that_were_made_anew_are_told_from_those_that_the_table_shows(st
     assert cell.parts[0].suite in {text.partition("/")[0] for text in record["inputs"]["results"]}
     assert cell.parts[0].suite != recorded(study, f"runs/{DPO}/seed1/mtbench/rubric")
     said = command("trialign", "explain", str(study / "table2.csv"), "--row", ROW, "--check")
-    assert said.returncode == 1 and "no declared place holds this result of step judge any more" in said.stdout
+    assert (
+        said.returncode == 1 and "no declared place has the record of this result of step judge any more" in said.stdout
+    )
 
 
 def test_seen_and_unseen_items_stand_on_the_overlap(study: Path, tmp_path: Path) -> None:

@@ -128,6 +128,22 @@ def test_the_interval_of_an_accuracy_is_wilsons(study: Study, k: int, n: int) ->
     assert found == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-9)
 
 
+@pytest.mark.parametrize(("right_ones", "questions"), [(0, 20), (3, 20), (20, 20)])
+def test_of_questions_with_turns_all_alike_the_turns_tell_no_more_than_one(
+    study: Study, right_ones: int, questions: int
+) -> None:
+    """Twice the items, each beside its like: the interval is that of the questions."""
+    rows = [
+        ("mtbench", "", f"{i}/{turn}", "polite", float(i < right_ones)) for i in range(questions) for turn in (1, 2)
+    ]
+    study.suite(LINEAGE, rows, suite="mtbench/rubric")
+    column = Column(label="Polite", benchmark="mtbench", metric="polite")
+    value = Measurements("judged", study.folders).value(column, LINEAGE, [1])
+    expected = scipy.stats.binomtest(right_ones, questions).proportion_ci(method="wilson")
+    assert value.n == 2 * questions
+    assert value.interval == pytest.approx(tuple(expected), abs=1e-9)
+
+
 def test_the_interval_of_scores_is_students(study: Study) -> None:
     scores = [8.0, 7.0, 9.5, 1.0, 6.0, 10.0, 3.0]
     study.suite(LINEAGE, [("mtbench", "", f"{i}/1", "score", s) for i, s in enumerate(scores)], suite="mtbench/rubric")

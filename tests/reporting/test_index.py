@@ -16,15 +16,15 @@ from lxml import html
 from tests.conftest import test_study as run_study
 from trialign import artifact_settings, artifacts, config, paths, study
 from trialign.recipes import IndexArtifact, IndexRecipe, parse
-from trialign.reporting import fragments
+from trialign.reporting import explain, fragments
 from trialign.reporting.index import duration, index, link
 from trialign.steps import Step
 
 CONFIGS = [Path("config/config.yaml"), Path("config/demo.yaml"), Path("config/test.yaml")]
-CLAIMS = """id,claim,source,verdict,difference,low,high,note
-tpo-sft,TPO is above SFT <on ARC>,"Table 1, row 9",supported,4.27012,1.02,7.52,
-orpo,ORPO is better without SFT,Section 5.2,contradicted,-2.1,-3.9,-0.3,Of two.
-alpha,alpha matters more than beta,Figure 2,not run,,,,
+CLAIMS = """id,claim,source,verdict,difference,unit,low,high,p_holm,n,note
+tpo-sft,TPO is above SFT <on ARC>,"Table 1, row 9",supported,4.27012,%,1.02,7.52,0.0121,1172,
+orpo,ORPO is better without SFT,Section 5.2,contradicted,-2.1,points,-3.9,-0.3,0.000002,160,Of two.
+alpha,alpha matters more than beta,Figure 2,not run,,points,,,,,
 """
 
 
@@ -36,7 +36,7 @@ def make(root: Path, out: Path, claims: Path | None = None) -> html.HtmlElement:
     recipe: IndexRecipe = artifacts.index_recipe(experiment)
     inputs = {name: tuple(map(Path, files)) for name, files in study.index_inputs(experiment).items()}
     if claims:
-        shown = IndexArtifact(name=claims.stem, title="Claims", caption="Of the paper.", lineages=(), suites=())
+        shown = IndexArtifact(name=claims.stem, title="Claims", caption="Of the paper.", lineages=())
         recipe = recipe.model_copy(update={"artifacts": (*recipe.artifacts, shown)})
         inputs["artifacts"] += (claims,)
     for folder in (out, out / "scratch"):
@@ -144,9 +144,12 @@ def test_claims_come_first_with_their_verdicts(finished_study: Path, tmp_path: P
     page = make(finished_study, tmp_path / "out", tmp_path / "claims.csv")
     rows = [texts(row) for row in page.xpath("//section[@id='claims']//tbody/tr")]
     assert rows == [
-        ["TPO is above SFT <on ARC>", "supported", "4.27", "1.02 to 7.52", "Table 1, row 9"],
-        ["ORPO is better without SFT Of two.", "contradicted", "-2.10", "-3.90 to -0.30", "Section 5.2"],
-        ["alpha matters more than beta", "not run", "–", "–", "Figure 2"],
+        ["TPO is above SFT <on ARC>", "supported", "4.27", "%", "1.02 to 7.52", "0.012", "1172", "Table 1, row 9"],
+        [
+            *("ORPO is better without SFT Of two.", "contradicted", "-2.10", "points", "-3.90 to -0.30", "< 0.001"),
+            *("160", "Section 5.2"),
+        ],
+        ["alpha matters more than beta", "not run", "–", "", "–", "–", "–", "Figure 2"],
     ]
     assert "1 supported 1 contradicted 1 not run" in " ".join(page.get_element_by_id("abstract").text_content().split())
     assert [section.get("id") for section in page.xpath("//section")][:3] == ["abstract", "claims", "tables"]
@@ -168,7 +171,7 @@ def test_the_same_study_gives_the_same_bytes(finished_study: Path, tmp_path: Pat
     assert (results / "index.html").read_bytes() == (finished_study / "index.html").read_bytes()
 
 
-def test_cost_and_rule_graph_count_each_step_once(page: html.HtmlElement) -> None:
+def test_cost_and_rule_graph_count_each_step_once(page: html.HtmlElement, finished_study: Path) -> None:
     rows = {cells[0]: cells[1:] for cells in map(texts, page.xpath("//section[@id='cost']//table")[0].iter("tr"))}
     expected = {
         "train": "3",
@@ -182,6 +185,11 @@ def test_cost_and_rule_graph_count_each_step_once(page: html.HtmlElement) -> Non
     assert {name: rows[name][0] for name in expected} == expected
     counts = [int(cells[0]) for name, cells in rows.items() if name not in ("Work", "all")]
     assert sum(counts) == int(rows["all"][0])
+    by_artifact = page.xpath("//section[@id='cost']//table")[1].xpath("./tbody/tr")
+    for row in by_artifact:
+        name = row.xpath(".//a/@href")[0].removeprefix("#artifact/")
+        assert texts(row)[2] == str(len(explain.explain(finished_study / name).steps)), name
+    assert len(by_artifact) > 1
     alt = page.xpath("//section[@id='workflow']//img/@alt")[0]
     assert "train (3)" in alt and "world (1)" in alt
 

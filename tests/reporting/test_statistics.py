@@ -21,6 +21,7 @@ from trialign.reporting.statistics import (
     holm,
     interval,
     interval_of_share,
+    items_alone,
     resampled,
     satterthwaite,
 )
@@ -161,7 +162,7 @@ def test_intervals(random: np.random.Generator) -> None:
     assert all(map(math.isnan, interval(3.0, math.nan, math.nan)))
     for k, n in ((0, 20), (7, 20), (20, 20)):
         expected = stats.binomtest(k, n).proportion_ci(method="wilson")
-        assert interval_of_share(k, n) == pytest.approx(tuple(expected), abs=1e-12)
+        assert interval_of_share(k / n, n) == pytest.approx(tuple(expected), abs=1e-12)
 
 
 def test_over_seeds_alone_it_is_students_interval(random: np.random.Generator) -> None:
@@ -284,6 +285,23 @@ def test_bootstrap_intervals_of_few_clusters_cover(random: np.random.Generator, 
         values = random.normal(0, 1, (clusters, 2 * PAIRS))
         found += [pair[2:4] for pair in of_pairs(differences([items(values, f"simulated {number}/")]), 2 * PAIRS)]
     check(f"bootstrap, {clusters} clusters", np.zeros(len(found)), found)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.2, 0.95])
+@pytest.mark.parametrize("alike", [0.0, 0.5, 1.0])
+def test_intervals_of_shares_in_clusters_cover(random: np.random.Generator, share: float, alike: float) -> None:
+    """Two turns of 80 questions, right or wrong, a part of them the same in both. Student's t covers 55 to 95%."""
+    number = 2000
+    first, second = (random.random((number, 80)) < share for _ in range(2))
+    both = np.stack([first, np.where(random.random((number, 80)) < alike, first, second)], axis=2)
+    means = both.mean(axis=(1, 2))
+    errors = np.sqrt(80 / 79 * ((both - means[:, None, None]).sum(axis=2) ** 2).sum(axis=1)) / 160
+    found = [interval_of_share(m, items_alone(m, se, 160, 80)) for m, se in zip(means, errors, strict=True)]
+    low, high = np.array(found).T
+    covered = float(np.mean((low <= share) & (share <= high)))
+    print(f"share {share:g}, {alike:.0%} alike: {covered:.1%} cover")
+    assert 0.93 <= covered <= 0.985  # of rare ones too many: shares come in steps
+    assert low.min() >= 0 and high.max() <= 1 and (high > low).all()
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])

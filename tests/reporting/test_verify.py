@@ -139,6 +139,13 @@ def test_a_file_that_no_step_wrote_into_a_result_is_named(study: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("place", ["model/adapter_config.json", "notes.json"])
+def test_a_file_that_no_step_wrote_beside_a_result_is_named(study: Path, place: str) -> None:
+    """A loader that opens the model's folder would read it; the run's suites, in folders of their own, are known."""
+    (study / RUN / place).write_text("{}\n")
+    assert problems(study / "table2.csv", DPO) == [f"{RUN}/{place}: is there, but the step's record does not name it"]
+
+
 def test_without_a_store_the_declared_places_are_checked(study: Path) -> None:
     shutil.rmtree(study / ".store")
     assert problems(study / "table2.csv") == []

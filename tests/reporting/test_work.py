@@ -8,7 +8,6 @@ from pathlib import Path
 import networkx as nx
 import pytest
 
-from trialign.recipes import IndexArtifact
 from trialign.reporting import work
 
 STEPS = {  # fingerprint -> step, seconds, GPUs, what it reads
@@ -56,11 +55,16 @@ def test_what_is_behind_one_result(found: dict[str, work.Record]) -> None:
 
 
 def test_the_rule_graph_is_what_was_read(found: dict[str, work.Record]) -> None:
-    table = IndexArtifact(name="table1", title="", caption="", lineages=("a",), suites=("leaderboard",))
-    graph = work.rule_graph(found, [table], figures=())
+    def made(step: str, read: str) -> work.Record:
+        return {"fingerprint": step, "recipe": {"step": step}, "inputs": {"results": [f"{read}/."]}}
+
+    ends = {
+        end["fingerprint"]: end for end in (made("pivot", "suite"), made("table", "other"), made("forest", "other"))
+    }
+    graph = work.rule_graph(found | ends | {"distributions": made("distributions", "data")})
     assert set(graph.edges) == {
         ("world", "prepare"), ("world", "pretrain"), ("prepare", "train (2)"), ("pretrain", "train (2)"),
-        ("train (2)", "evaluate (2)"), ("evaluate (2)", "table"), ("evaluate (2)", "results"), ("table", "index"),
-        ("results", "index"),
+        ("train (2)", "evaluate (2)"), ("evaluate (2)", "table (2)"), ("evaluate (2)", "figure (2)"),
+        ("prepare", "figure (2)"), ("table (2)", "index"), ("figure (2)", "index"),
     }  # fmt: skip
     assert nx.is_directed_acyclic_graph(graph)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from trialign import pages
-from trialign.claims import Claim
+from trialign.claims import GRID, Claim
 from trialign.recipes import ClaimsRecipe
 from trialign.reporting.claims_measured import VERDICTS, Finding, Verdicts
 from trialign.reporting.claims_published import FOLLOWS, FOLLOWS_NOT, NOT_STATED, Check, Published
@@ -29,9 +30,12 @@ COLUMNS = (
 DASH = "–"
 LEGEND = (
     "Difference: of the comparison that decides, with its 95% interval; p: of no difference, Holm-corrected for the "
-    "claim's comparisons; n: items. Supported: the whole interval is on the claim's side; contradicted: wholly on the "
-    "other; of several comparisons p is at most 0.05 as well. %: of the highest score."
+    "claim's comparisons; n: items. Supported: the whole interval is on the claim's side, and p is at most 0.05; "
+    "contradicted: wholly on the other, likewise. %: of the highest score. Nothing is corrected for the number of "
+    "claims, and other artifacts correct for comparisons of their own."
 )
+LEGEND_ONE_SEED = "One seed: intervals and p are over the items, and say of these weights, of no other training."
+LEGEND_SEEDS = "Intervals and p are over items and seeds."
 LEGEND_PUBLISHED = "Tables give: what the cells of the paper's own tables give for the claim."
 
 
@@ -48,8 +52,9 @@ def claims(step: Step[ClaimsRecipe]) -> dict[str, Any]:
     frame = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
     frame.to_csv(step.out / f"{recipe.name}.csv", index=False)
     compared = published is not None
+    told = Told(compared, _counts(claimed.claims, frame, compared), _legend(recipe, compared))
     for suffix, text in (("md", _markdown), ("tex", _tex), ("html", _html)):
-        (step.out / f"{recipe.name}.{suffix}").write_text(text(frame, recipe, compared), encoding="utf-8")
+        (step.out / f"{recipe.name}.{suffix}").write_text(text(frame, recipe, told), encoding="utf-8")
     return {"claims": len(frame), **Counter(frame["verdict"])}
 
 
@@ -102,11 +107,19 @@ def _stated(row: pd.Series) -> str:
     return f"{row['stated']}{unit}" if row["stated"] else DASH
 
 
-def _counts(frame: pd.DataFrame, compared: bool) -> str:
-    """Return how many claims have each verdict, in words."""
+class Told(NamedTuple):
+    """What is said around the claims: whether the paper's numbers are; how many have each verdict; what columns are."""
+
+    compared: bool
+    counts: str
+    legend: str
+
+
+def _counts(found: Sequence[Claim], frame: pd.DataFrame, compared: bool) -> str:
+    """Return how many claims have each verdict, in words: several sentences may ask the same."""
     verdicts = Counter(frame["verdict"])
     told = ", ".join(f"{verdicts[name]} {name}" for name in VERDICTS)
-    text = f"Of {len(frame)} claims: {told}."
+    text = f"Of {len(frame)} claims, about {len({_asked(claim) for claim in found})} different comparisons: {told}."
     if compared:
         against = Counter(frame["published_verdict"])
         counts = f"{against[FOLLOWS]} follow, {against[FOLLOWS_NOT]} do not, {against[NOT_STATED]} are not in them"
@@ -114,8 +127,17 @@ def _counts(frame: pd.DataFrame, compared: bool) -> str:
     return text
 
 
-def _legend(compared: bool) -> str:
-    return f"{LEGEND} {LEGEND_PUBLISHED}" if compared else LEGEND
+def _asked(claim: Claim) -> frozenset[Any]:
+    """Return what a claim compares, whichever side it says is above."""
+    of = claim.artifacts[:1] if claim.of_grid else ()  # all points of a figure
+    if claim.kind in ("larger effect", "diverges", "orders"):
+        return frozenset({(claim.kind, claim.a, claim.b, claim.columns, of)})
+    return frozenset((frozenset({a, b}), column, of) for a, b, column in claim.comparisons([GRID]))
+
+
+def _legend(recipe: ClaimsRecipe, compared: bool) -> str:
+    parts = [LEGEND, LEGEND_SEEDS if len(recipe.seeds) > 1 else LEGEND_ONE_SEED]
+    return " ".join([*parts, LEGEND_PUBLISHED] if compared else parts)
 
 
 def _shown(frame: pd.DataFrame, compared: bool) -> pd.DataFrame:
@@ -136,28 +158,24 @@ def _shown(frame: pd.DataFrame, compared: bool) -> pd.DataFrame:
     return shown
 
 
-def _markdown(frame: pd.DataFrame, recipe: ClaimsRecipe, compared: bool) -> str:
-    shown = _shown(frame, compared)
+def _markdown(frame: pd.DataFrame, recipe: ClaimsRecipe, told: Told) -> str:
+    shown = _shown(frame, told.compared)
     shown["Note"] = (frame["note"] + " " + frame["published_note"]).str.strip()
     table = shown.map(escape_markdown).to_markdown(index=False, disable_numparse=True)
     notice = [f"> {recipe.notice}"] if recipe.notice else []
-    parts = [f"# {recipe.title}", *notice, recipe.caption, _counts(frame, compared), table, _legend(compared)]
+    parts = [f"# {recipe.title}", *notice, recipe.caption, told.counts, table, told.legend]
     return "\n\n".join(parts) + "\n"
 
 
-def _tex(frame: pd.DataFrame, recipe: ClaimsRecipe, compared: bool) -> str:
-    shown = _shown(frame, compared).map(escape_tex)
+def _tex(frame: pd.DataFrame, recipe: ClaimsRecipe, told: Told) -> str:
+    shown = _shown(frame, told.compared).map(escape_tex)
     shown.columns = [escape_tex(heading) for heading in shown.columns]
     widths = (
         r"p{0.38\linewidth}p{0.1\linewidth}p{0.16\linewidth}rr"
-        if not compared
+        if not told.compared
         else (r"p{0.3\linewidth}p{0.09\linewidth}p{0.13\linewidth}rrrrp{0.08\linewidth}")
     )
-    caption = " ".join(
-        escape_tex(part)
-        for part in (recipe.caption, _counts(frame, compared), _legend(compared), recipe.notice)
-        if part
-    )
+    caption = " ".join(escape_tex(part) for part in (recipe.caption, told.counts, told.legend, recipe.notice) if part)
     table = shown.style.hide(axis="index").to_latex(
         hrules=True, environment="longtable", column_format=widths, caption=caption, label=f"tab:{recipe.name}"
     )
@@ -165,7 +183,7 @@ def _tex(frame: pd.DataFrame, recipe: ClaimsRecipe, compared: bool) -> str:
     return f"{head}\n{{\\scriptsize\n{table}}}\n"
 
 
-def _html(frame: pd.DataFrame, recipe: ClaimsRecipe, compared: bool) -> str:
+def _html(frame: pd.DataFrame, recipe: ClaimsRecipe, told: Told) -> str:
     rows = [
         {**row, "measured": _measured(row), "p_shown": _p(row), "stated_shown": _stated(row)}
         for _, row in frame.iterrows()
@@ -174,8 +192,6 @@ def _html(frame: pd.DataFrame, recipe: ClaimsRecipe, compared: bool) -> str:
         "reporting/claims.html.jinja",
         artifact=recipe,
         rows=rows,
-        counts=_counts(frame, compared),
-        legend=_legend(compared),
-        compared=compared,
+        told=told,
         dash=DASH,
     )

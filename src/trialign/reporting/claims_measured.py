@@ -87,11 +87,8 @@ class Verdicts:
     def _compared(self, claim: Claim) -> Finding:
         compared = claim.comparisons(self._claimed.points(claim))
         found = [self._difference(item, self._claimed.factor(claim, item.column)) for item in compared]
-        several = len(found) > 1
-        adjusted = statistics.holm([item.p for item in found]) if several else [found[0].p]
-        verdicts = [
-            verdict(item.low, item.high, p if several else 0.0) for item, p in zip(found, adjusted, strict=True)
-        ]
+        adjusted = statistics.holm([item.p for item in found])
+        verdicts = [verdict(item.low, item.high, p) for item, p in zip(found, adjusted, strict=True)]
         if claim.kind == "same":  # a difference on either side speaks against it, and no margin makes none
             verdicts = [UNRESOLVED if item == UNRESOLVED else CONTRADICTED for item in verdicts]
 
@@ -108,15 +105,16 @@ class Verdicts:
         )
 
     def _several(self, claim: Claim, compared: Sequence[Comparison], verdicts: Sequence[str], i: int) -> Iterable[str]:
-        """Yield what became of each of several comparisons, and which decides."""
-        if len(compared) == 1:
-            return
-        counts = [f"{verdicts.count(name)} {name}" for name in VERDICTS if name in verdicts]
-        a, b, column = compared[i]
-        yield f"of {len(compared)} comparisons {', '.join(counts)}"
-        yield f"shown: {a} over {b} on {self._claimed.label(column)}"
+        """Yield which comparison decides, and of several what became of each."""
+        if len(compared) > 1:
+            counts = [f"{verdicts.count(name)} {name}" for name in VERDICTS if name in verdicts]
+            yield f"of {len(compared)} comparisons {', '.join(counts)}"
+        yield f"shown: {self._told(compared[i])}"
         if claim.kind == "any":
             yield "it is chosen from many, so its difference is too large on average"
+
+    def _told(self, comparison: Comparison) -> str:
+        return f"{comparison.a} over {comparison.b} on {self._claimed.label(comparison.column)}"
 
     def _missing(self, compared: Sequence[Comparison]) -> Iterable[str]:
         """Yield which runs have no score."""
@@ -151,7 +149,8 @@ class Verdicts:
             return Finding(SUPPORTED if lost == runs else UNRESOLVED, _sentence(told))
         found = self._difference(comparison, self._claimed.factor(claim, members))
         below = found.high < 0
-        told = f"it trained to the end, and scores {'below' if below else 'not clearly below'} {b}"
+        told = f"it trained to the end, and scores {'below' if below else 'not clearly below'} {b}; shown: "
+        told += self._told(comparison)
         numbers = (found.difference, found.low, found.high, found.p, found.p, found.n)
         return Finding(UNRESOLVED if below else CONTRADICTED, _sentence(told), *numbers)
 
@@ -167,7 +166,7 @@ class Verdicts:
         many = self._claimed.factor(claim, claim.columns[0])
         told = f"shown: standard deviation of the means over {claim.a[0]}, less that over {claim.b[0]}"
         n = int(sum(stratum.sizes.sum() for stratum in strata))
-        return Finding(verdict(low, high), _sentence(told), d * many, low * many, high * many, p, p, n)
+        return Finding(verdict(low, high, p), _sentence(told), d * many, low * many, high * many, p, p, n)
 
 
 def effect(strata: Sequence[Stratum], shape: tuple[int, int], first: bool) -> tuple[float, float, float, float]:
@@ -200,8 +199,8 @@ def spreads(points: Floats, shape: tuple[int, int]) -> Floats:
     return grid.mean(axis=2).std(axis=1, ddof=1) - grid.mean(axis=1).std(axis=1, ddof=1)
 
 
-def verdict(low: float, high: float, p: float = 0.0) -> str:
-    """Return what an interval says of a claim that the difference is above 0. p: of several comparisons, corrected."""
+def verdict(low: float, high: float, p: float) -> str:
+    """Return what interval and p say of a claim that the difference is above 0. p: of several comparisons corrected."""
     if p > ALPHA or math.isnan(p):
         return UNRESOLVED
     return SUPPORTED if low > 0 else CONTRADICTED if high < 0 else UNRESOLVED

@@ -83,8 +83,8 @@ def draw(recipe: ForestRecipe, entries: list[Entry]) -> Figure:
     figures.legend(sheet.figure, *_key(recipe))
     figures.footer(
         sheet.figure,
-        "Differences on the same items, with 95% intervals.",
-        f"Filled: p < {figures.SIGNIFICANT:g} by Holm's adjustment over the panel's rows.",
+        "Differences on the same items, with 95% intervals, each for itself (not adjusted).",
+        f"Filled: p < {figures.SIGNIFICANT:g} by Holm's adjustment over the panel's rows, {len(recipe.rows)} here.",
         recipe.notice,
     )
     return sheet.figure
@@ -108,6 +108,9 @@ def _panel(panel: Axes, column: Column, entries: list[Entry]) -> None:
 def _drawn(panel: Axes, y: int, entry: Entry, digits: int) -> str:
     """Draw a difference; return it as text."""
     d, (low, high) = entry.difference.difference, entry.difference[2:4]
+    if d == low == high == 0:
+        panel.plot([0], [y], "o", color=figures.GREY, markerfacecolor="white", markersize=4, markeredgewidth=0.9)
+        return "the same on every item"
     colour = (BETTER if d > 0 else WORSE) if entry.significant else figures.GREY
     panel.plot([low, high], [y, y], color=colour, linewidth=1, solid_capstyle="butt")
     fill = colour if entry.significant else "white"

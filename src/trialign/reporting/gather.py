@@ -36,6 +36,7 @@ class Value(NamedTuple):
 
     value is nan, and n 0, where there is none: `missing` says why. df: degrees of freedom of the standard error.
     all_right: where it is the share of items that are right, each counting the same, the value if all were; else 0.
+    alone: how many items that are each a question of its own would tell as much of such a share; else 0.
     """
 
     value: float
@@ -44,6 +45,7 @@ class Value(NamedTuple):
     missing: str = ""
     df: float = math.inf
     all_right: float = 0.0
+    alone: float = 0.0
 
     @property
     def scored(self) -> bool:
@@ -62,7 +64,7 @@ class Value(NamedTuple):
         Wilson's of a share, otherwise the t-interval.
         """
         if self.all_right:
-            low, high = statistics.interval_of_share(self.value / self.all_right * self.n, self.n)
+            low, high = statistics.interval_of_share(self.value / self.all_right, self.alone)
             return low * self.all_right, high * self.all_right
         return statistics.interval(self.value, self.stderr, self.df)
 
@@ -156,11 +158,13 @@ def _means(items: pd.DataFrame, keys: list[str]) -> dict[tuple[str, ...], Value]
     squares = (deviations.groupby([*(items[key] for key in keys), asked]).sum() ** 2).groupby(level=keys)
     clusters = squares.size()
     errors = (squares.sum() * clusters / (clusters - 1)).pow(0.5) / groups.size()
-    shares = items["value"].isin((0.0, 1.0)).groupby([items[key] for key in keys]).all() & (clusters == groups.size())
-    return {
-        key: Value(float(centre), float(errors[key]), int(n), "", float(clusters[key] - 1), float(shares[key]))
-        for (key, centre), n in zip(groups.mean().items(), groups.size(), strict=True)
-    }
+    shares = items["value"].isin((0.0, 1.0)).groupby([items[key] for key in keys]).all()
+    found = {}
+    for (key, centre), n in zip(groups.mean().items(), groups.size(), strict=True):
+        asked_for, error, share = int(clusters[key]), float(errors[key]), bool(shares[key])
+        alone = statistics.items_alone(float(centre), error, int(n), asked_for) if share else 0.0
+        found[key] = Value(float(centre), error, int(n), "", asked_for - 1.0, float(share), alone)
+    return found
 
 
 def questions(subsets: pd.Series, items: pd.Series) -> pd.Series:

@@ -67,13 +67,13 @@ def index(step: Step[IndexRecipe]) -> dict[str, Any]:
     """Write `index.html`. Inputs: see `IndexRecipe`."""
     recipe = step.recipe
     root = step.input("results").parent
-    given = [*step.inputs["runs"], *step.inputs["suites"], *step.inputs["cards"]]
+    made = {name: root / paths.PROVENANCE / f"{name}.json" for name in (*_names(recipe), step.input("results").stem)}
+    given = [*made.values(), *step.inputs["runs"], *step.inputs["suites"], *step.inputs["cards"]]
     records = work.records(given, root / paths.STORE)
     files = _by_artifact(recipe, step.inputs["artifacts"])
     results = pd.read_csv(step.input("results"), dtype={"judge": str}).fillna({"benchmark": "", "judge": ""})
     shown = [_shown(artifact, files[artifact.name]) for artifact in recipe.artifacts]
     found = runs.read(recipe, step.inputs["runs"], step.inputs["suites"], results)
-    figures = {item.artifact.name for item in shown if item.picture}
     page = pages.render(
         "reporting/index.html.jinja",
         recipe=recipe,
@@ -84,8 +84,8 @@ def index(step: Step[IndexRecipe]) -> dict[str, Any]:
         cards=[_card(folder, root) for folder in step.inputs["cards"]],
         work=work.by_rule(records.values()),
         total=work.total("all", records.values()),
-        costs=_costs(recipe, step.inputs["suites"], records),
-        graph=_graph(work.rule_graph(records, recipe.artifacts, figures), step.scratch),
+        costs=[(artifact, _cost(work.read(made[artifact.name]), records)) for artifact in recipe.artifacts],
+        graph=_graph(work.rule_graph(records), step.scratch),
         made=_made(records.values()),
         results=fragments.downloads([step.input("results")])[0],
         verdicts=VERDICTS,
@@ -136,27 +136,13 @@ def _card(folder: Path, root: Path) -> Card:
     return Card(card_page.title(card), "/".join(place.parts[2:]), (place / "card.html").as_posix(), sections)
 
 
-def _costs(
-    recipe: IndexRecipe, suites: Iterable[Path], records: Mapping[str, work.Record]
-) -> list[tuple[IndexArtifact, work.Work]]:
-    """Return what the steps behind each artifact took together; what several share counts for each."""
-    ends: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for folder in suites:
-        found = paths.parse_suite(folder)
-        suite = f"{found.suite}/{found.judge}" if found.judge else found.suite
-        ends[found.lineage, suite].append(work.read(folder)["fingerprint"])
-    return [
-        (
-            artifact,
-            work.total(
-                artifact.name,
-                work.behind(
-                    records, (end for run in artifact.lineages for suite in artifact.suites for end in ends[run, suite])
-                ).values(),
-            ),
-        )
-        for artifact in recipe.artifacts
-    ]
+def _names(recipe: IndexRecipe) -> list[str]:
+    return [artifact.name for artifact in recipe.artifacts]
+
+
+def _cost(record: work.Record, records: Mapping[str, work.Record]) -> work.Work:
+    """Return what an artifact's step and all behind it took together."""
+    return work.total(record["recipe"]["name"], work.behind(records, [record["fingerprint"]]).values())
 
 
 def _graph(rules: Any, scratch: Path) -> str:

@@ -212,7 +212,7 @@ def _legend(layout: Layout, artifact: Artifact) -> str:
     if any(cell.mark for cell in cells):
         told.append(
             f"{MARKS['best']}: best of the {layout.family}; {MARKS['near']}: not distinguishable from it (p ≥ 0.05, "
-            f"Holm-corrected for all pairs of the {layout.family})."
+            f"Holm-corrected for all pairs of the {layout.family}; intervals are not)."
         )
     if why := missing(cell.value for cell in cells):
         told.append(f"{DASH}: {why}.")

@@ -83,10 +83,22 @@ def interval(value: float, stderr: float, df: float) -> tuple[float, float]:
     return value - half, value + half
 
 
-def interval_of_share(right: float, n: int) -> tuple[float, float]:
-    """Return Wilson's (1927) 95% interval of a share, for `right` of n independent items: within 0 and 1."""
-    low, high = proportion_confint(right, n, alpha=1 - LEVEL, method="wilson")
+def interval_of_share(share: float, n: float) -> tuple[float, float]:
+    """Return Wilson's (1927) 95% interval of a share of n independent items (`items_alone`): within 0 and 1."""
+    low, high = proportion_confint(share * n, n, alpha=1 - LEVEL, method="wilson")
     return float(low), float(high)
+
+
+def items_alone(share: float, stderr: float, n: int, clusters: int) -> float:
+    """Return how many independent items tell as much of a share as n items in clusters: n over the design effect.
+
+    share (1 - share) / stderr^2, between `clusters` and n; `clusters` where nothing varies (Korn and Graubard 1998,
+    Survey Methodology 24, 193-201; with Wilson's interval: Dean and Pagano 2015, Journal of Survey Statistics and
+    Methodology 3, 484-503).
+    """
+    if clusters == n:
+        return float(n)
+    return min(max(share * (1 - share) / stderr**2, float(clusters)), float(n)) if stderr else float(clusters)
 
 
 def estimate(strata: Sequence[Stratum]) -> list[Estimate]:

@@ -238,7 +238,7 @@ def _unknown(root: Path, path: Path, inside: Path) -> UserError:
         told = ", ".join(map(str, below[:SHOWN_NAMES]))
         return UserError(f"{path}: no step made this folder; there are records in {told}")
     if path.exists():
-        return UserError(f"{path}: no step made this, so there is no record of it")
+        return UserError(f"{path}: no record in the tree names this: no step made it, or its record is gone")
     close = get_close_matches(str(path), names, n=SHOWN_NAMES)
     told = f" (did you mean {' or '.join(close)}?)" if close else f"; artifacts there are: {', '.join(names) or 'none'}"
     return UserError(f"{path}: not there, and no artifact of {root} is called {inside}{told}")

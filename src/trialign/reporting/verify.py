@@ -87,8 +87,8 @@ class _Check:
         self._inputs(made)
         if not made.places:
             self._problem(
-                f"{made.where}: no declared place holds this result of step {made.step} any more: it was made anew "
-                "since, or deleted"
+                f"{made.where}: no declared place has the record of this result of step {made.step} any more: it was "
+                f"made anew since, or its {steps.RUN_JSON} is gone"
             )
         if made.step in ("fetch", "web"):
             self._source(made, made.record)
@@ -163,13 +163,20 @@ class _Check:
         return digest.hexdigest()
 
     def _surplus(self, made: Made, record: Record) -> None:
-        """What lies in the store beside the files of the record: a step that reads the folder may read it too."""
-        folder = self.tree.stored(made.fingerprint)
-        for file in sorted(folder.rglob("*")):
-            name = file.relative_to(folder).as_posix()
-            known = file.name in (steps.RUN_JSON, steps.SNAKEMAKE_TIMESTAMP) or name in record["files"]
-            if file.is_file() and not known:
-                self._problem(f"{file.relative_to(self.tree.root)}: is there, but the step's record does not name it")
+        """What lies beside the files of the record: who reads the folder, a step or a loader, may read it too.
+
+        Of a declared place not the folders below it that the record names no file in: a run's folder holds the
+        results of other steps.
+        """
+        own = {Path(name).parts[0] for name in record["files"] if len(Path(name).parts) > 1}
+        for folder in self.tree.folders(made):
+            there = [] if folder == Path() else (self.tree.root / folder).rglob("*")  # artifacts share the tree's root
+            for file in sorted(filter(Path.is_file, there)):
+                inside = file.relative_to(self.tree.root / folder)
+                others = folder.parts[0] != paths.STORE and len(inside.parts) > 1 and inside.parts[0] not in own
+                known = file.name in (steps.RUN_JSON, steps.SNAKEMAKE_TIMESTAMP) or inside.as_posix() in record["files"]
+                if not others and not known:
+                    self._problem(f"{folder / inside}: is there, but the step's record does not name it")
 
     def _inputs(self, made: Made) -> None:
         """Hold the inputs to what made them: the place that was read must be one of that result."""

@@ -14,12 +14,15 @@ from typing import Any, NamedTuple
 
 import networkx as nx
 
-from trialign.recipes import IndexArtifact
+from trialign.artifact_settings import FIGURES
 from trialign.steps import RUN_JSON
 
 Record = dict[str, Any]
 # the rules of steps that are not called like them
-RULES = {"web": "fetch", "import": "import_model", "chat": "prepare", "triples": "prepare"}
+RULES = {
+    "web": "fetch", "import": "import_model", "chat": "prepare", "triples": "prepare", "pivot": "table",
+    **dict.fromkeys(FIGURES, "figure"),
+}  # fmt: skip
 
 
 class Work(NamedTuple):
@@ -93,23 +96,17 @@ def total(name: str, found: Collection[Record]) -> Work:
     return Work(name, len(seconds), sum(seconds), gpu_seconds, max(seconds, default=0.0))
 
 
-def rule_graph(found: Mapping[str, Record], artifacts: Iterable[IndexArtifact], figures: Collection[str]) -> nx.DiGraph:
+def rule_graph(found: Mapping[str, Record]) -> nx.DiGraph:
     """Return the rules that made the study, each with the number of its steps, and which reads from which.
 
-    What is recorded nowhere is the page's own end of it: tables and figures (by name in `figures`) from their suites.
+    The page reads from all that nothing else reads: its own record is not there yet.
     """
     graph = nx.DiGraph()
     counts: dict[str, int] = defaultdict(int)
     for record in found.values():
         counts[rule(record)] += 1
+        graph.add_node(rule(record))
         graph.add_edges_from((rule(found[other]), rule(record)) for other in read_by(record) if other in found)
-    ends = [name for name in ("evaluate", "judge") if name in counts]
-    for artifact in artifacts:
-        made_by = "figure" if artifact.name in figures else "table"
-        counts[made_by] += 1
-        read = {"judge" if suite.startswith("mtbench/") else "evaluate" for suite in artifact.suites}
-        graph.add_edges_from((name, made_by) for name in ends if name in read)
-        graph.add_edge(made_by, "index")
-    graph.add_edges_from([*((name, "results") for name in ends), ("results", "index")])
+    graph.add_edges_from([(name, "index") for name in list(graph) if not graph.out_degree(name)])
     labels = {name: f"{name} ({counts[name]})" if counts[name] > 1 else name for name in graph}
     return nx.relabel_nodes(graph, labels)

@@ -83,7 +83,7 @@ def test_what_is_not_a_recipe_is_refused(tmp_path: Path) -> None:
 
 def test_check_says_what_a_config_asks_for_and_what_is_wrong(tmp_path: Path) -> None:
     done = command("trialign", "check", "config/config.yaml")
-    assert done.returncode == 0 and "paper: 23 artifacts, 84 lineages x 1 seeds" in done.stdout
+    assert done.returncode == 0 and "paper: 23 artifacts, 84 lineages x 1 seed\n" in done.stdout
     done = command("trialign", "check", "config/demo.yaml")
     said = "trialign: config/demo.yaml: an overlay, no whole config: give config/config.yaml before it\n"
     assert done.returncode == 2 and done.stdout == said

@@ -289,6 +289,7 @@ def test_rows_that_read_the_same_are_told_apart(paper: config.Experiment) -> Non
     assert [(row.texts["Learning Rate"], row.texts["Epoch"], row.texts["Batch Size"]) for row in table9] == [
         ("5e-7", "1", "16"), ("2e-5", "1", "16"), ("5e-7", "1", "16"), ("5e-7", "1", "32"), ("5e-7", "2", "16"),
     ]  # fmt: skip
+    assert [row.texts["Align"] for row in table9] == ["TPO (α=1, β=0.1)"] * 2 + ["TPO (α=0.9, β=0.2)"] * 3
 
 
 def test_what_is_ours_is_said_in_the_artifacts(paper: config.Experiment) -> None:
@@ -694,6 +695,15 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"stages__dpo__training": {"packing": 2048}},
         "config: stages.dpo.training.packing: only sft packs what it reads, not dpo",
     ),
+    (
+        {"stages__tpo__ours": ["all but those of (reference", "rejected)"]},
+        "config: stages.tpo.ours: 'all but those of (reference' has a bracket alone: a comma has torn it from the next",
+    ),
+    ({"artifacts__views__ours": ["rejected)"]}, "config: artifacts.views.ours: 'rejected)' has a bracket alone"),
+    (
+        {"artifacts__figure2__alpha": [0.5, 1, 1.0]},
+        "config: artifacts.figure2: alpha: [0.5, 1.0, 1.0] holds a value twice: leave one",
+    ),
     *(
         ({"mirror": mirror}, f"config: mirror: '{mirror}': write an address as https://..., a folder as ./... or /...")
         for mirror in ("hf-mirror.com", "hub.example.org:8080/hf", "localhost:8080", "ftp://example.org", "http:/a.org")
@@ -710,6 +720,19 @@ def test_a_wrong_config_is_one_clear_line(change: dict[str, Any], message: str) 
     text = str(refusal.value)
     assert message in text
     assert text.startswith("config: ") and "\n" not in text and "more)" not in text
+
+
+def test_a_mistyped_key_is_told_before_the_one_that_is_missing_for_it() -> None:
+    table = {"kind": "table", "title": "T", "caption": "C.", "rowz": ["mistral"], "columns": ["arc"]}
+    with pytest.raises(UserError, match=r"artifacts.mine.rowz: unknown key 'rowz' \(did you mean 'rows'\?\)"):
+        config.load(changed(artifacts__mine=table))
+
+
+def test_a_file_that_is_no_yaml_is_told_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("artifacts:\n  mine:\n    kind: table\n   rows: [mistral]\n")
+    with pytest.raises(UserError, match=rf"^{re.escape(str(file))}: line 4, column 4: no YAML: "):
+        config.load_files([PAPER, file])
 
 
 @pytest.mark.parametrize(

@@ -138,12 +138,16 @@ def check(configs: Configs) -> None:
 
     experiment = config.load_files(configs)
     for name, artifact in experiment.artifacts.items():
-        typer.echo(f"{name}: {artifact.title}, {len(study.lineages(experiment, artifact))} lineages")
+        typer.echo(f"{name}: {artifact.title}, {_of(len(study.lineages(experiment, artifact)), 'lineage')}")
     runs = {lineage for artifact in experiment.artifacts.values() for lineage in study.lineages(experiment, artifact)}
     typer.echo(
-        f"{experiment.name}: {len(experiment.artifacts)} artifacts, "
-        f"{len(runs)} lineages x {len(experiment.seeds)} seeds"
+        f"{experiment.name}: {_of(len(experiment.artifacts), 'artifact')}, "
+        f"{_of(len(runs), 'lineage')} x {_of(len(experiment.seeds), 'seed')}"
     )
+
+
+def _of(number: int, what: str) -> str:
+    return f"{number} {what}" + ("s" if number != 1 else "")
 
 
 ConfigFiles = Annotated[list[str] | None, typer.Option(help="As for snakemake; once for each file.")]

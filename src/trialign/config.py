@@ -113,7 +113,7 @@ class Experiment(Settings):
 
     name: Name = Field(description="name of the experiment")
     results_dir: str = Field(
-        pattern=r"^[A-Za-z0-9._/-]+$", description="root of its results, relative to the repository"
+        pattern=r"^[A-Za-z0-9._/-]+$", description="root of its results: a folder of the repository, or /..."
     )
     title: str = Field(default="", description="title of the study, on its page; empty: its name")
     abstract: str = Field(default="", description="what the study asks and does, on its page")
@@ -285,7 +285,7 @@ def load_files(files: Sequence[Path]) -> Experiment:
         try:
             update_config(merged, load_configfile(str(file)))
         except WorkflowError as error:
-            raise UserError(f"{file}: {' '.join(str(error).split())}") from None
+            raise UserError(f"{file}: {_where_it_breaks(file) or ' '.join(str(error).split())}") from None
     try:
         return load(merged)
     except UserError:
@@ -293,6 +293,20 @@ def load_files(files: Sequence[Path]) -> Experiment:
             names = " ".join(str(file) for file in files)
             raise UserError(f"{names}: an overlay, no whole config: give {PAPER} before it") from None
         raise
+
+
+def _where_it_breaks(file: Path) -> str:
+    """Return where a file is no YAML any more, and why; empty where it is."""
+    import yaml
+
+    try:
+        yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: no YAML: {error.problem}" if mark else ""
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return f"no YAML: {' '.join(str(error).split())}"
+    return ""
 
 
 def _loads(files: Sequence[Path]) -> bool:

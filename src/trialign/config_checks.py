@@ -291,6 +291,9 @@ def _check_artifact(experiment: Experiment, artifact: Any) -> None:
             grid = methods.get(experiment.preset(stage).method).grid if stage else ()
             if not {"alpha", "beta"} <= set(grid):
                 raise UserError(f"lineage: '{artifact.lineage}' does not end in a stage that takes alpha and beta")
+            for key in ("alpha", "beta"):
+                if len(set(values := getattr(artifact, key))) < len(values):
+                    raise UserError(f"{key}: {list(values)} holds a value twice: leave one")
             lineages = [artifact.baseline, *grid_lineages(artifact)]
             _check_columns(experiment, artifact.columns)
         case ForestArtifact():

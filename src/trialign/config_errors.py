@@ -15,8 +15,12 @@ from trialign.settings import Benchmark, Data, Source
 
 
 def first_line(error: ValidationError, model: type[BaseModel], where: str) -> str:
-    """Return the first pydantic error as one line, with what is allowed, and how many more there are."""
-    first = _errors(error)[0]
+    """Return one pydantic error as one line, with what is allowed, and how many more there are.
+
+    The first; but a key that is unknown goes before one that is missing, which may be the same one, mistyped.
+    """
+    found = _errors(error)
+    first = next((item for item in found if item["type"] == "extra_forbidden"), found[0])
     loc = [part for part in first["loc"] if part != "[key]"]
     place, allowed = _walk(model, loc)
     place = f"{where}: {place}" if place else where

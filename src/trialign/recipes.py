@@ -355,7 +355,7 @@ class CurvesRecipe(Artifact):
     """
 
     step: Literal["curves"] = "curves"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     rows: tuple[Labelled, ...]
     smooth: int
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -92,12 +93,27 @@ def test_artifacts_of_every_kind_have_chains(finished_study: Path) -> None:
     assert below >= {f"provenance/{name}.json" for name in names}
 
 
-@pytest.mark.parametrize("row", ["0.9,0.2", "alpha=0.9, beta=0.2", TPO])
+@pytest.mark.parametrize("row", ["0.9,0.2", "alpha=0.9, beta=0.2", "α=0.9, β=0.2", TPO])
 def test_points_of_a_figure_are_its_cells(finished_study: Path, row: str) -> None:
     (cell,) = explain.explain(finished_study / "figure2.svg", row, "MT-Bench").cells
     points = pd.read_csv(finished_study / "figure2.csv")
     assert float(cell.shown) == points.loc[points["alpha"] == 0.9, "value"].item()
     assert cell.lineage == TPO and cell.parts[0].n == points.loc[points["alpha"] == 0.9, "n"].item()
+
+
+def test_a_difference_of_a_forest_plot_stands_on_both_of_its_models(finished_study: Path) -> None:
+    chain = explain.explain(finished_study / "forest_leaderboard.pdf", TPO, "ARC")
+    (cell,) = chain.cells
+    frame = pd.read_csv(finished_study / "forest_leaderboard.csv")
+    assert float(cell.shown) == frame.loc[frame["lineage"] == TPO, "difference"].item()
+    suites = [f"runs/{lineage}/seed1/leaderboard" for lineage in (TPO, "mistral+sft")]
+    assert [part.suite for part in cell.parts] == [recorded(finished_study, suite) for suite in suites]
+    assert set(suites) < places(chain) and f"runs/{DPO}/seed1/leaderboard" not in places(chain)
+
+
+def test_a_lineage_without_its_parameters_gets_those_that_are_there(finished_study: Path) -> None:
+    with pytest.raises(UserError, match=rf"no row 'mistral\+tpo' \(did you mean '{re.escape(TPO)}'\?\)"):
+        explain.explain(finished_study / "table1.csv", "mistral+tpo")
 
 
 def test_every_row_of_results_csv_is_a_cell(finished_study: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -71,6 +71,7 @@ class Spot(NamedTuple):
     """Where a cell is: the names of its row and column (the first as the artifact shows it), what it measures.
 
     line, heading: where its text stands in the csv: in this row, or in those with these values, under that heading.
+    less: of a difference, the lineage that is taken from it.
     """
 
     rows: tuple[str, ...]
@@ -79,6 +80,7 @@ class Spot(NamedTuple):
     measure: Mapping[str, Any]
     line: Mapping[str, str] | int
     heading: str
+    less: str | None = None
 
     @property
     def row(self) -> str:
@@ -98,6 +100,8 @@ def _spots(tree: Tree, made: Made) -> list[Spot]:
         return list(_pivot(recipe))
     if "cells" in recipe and "baseline" in recipe:
         return list(_grid(recipe))
+    if "baseline" in recipe and "rows" in recipe:
+        return list(_forest(recipe))
     if "benchmarks" in recipe and "rows" in recipe:
         return list(_facts(recipe))
     if recipe.get("step") == "results":
@@ -134,6 +138,15 @@ def _grid(recipe: Record) -> Iterator[Spot]:
     for names, lineage, place in rows:
         for column in recipe["columns"]:
             yield Spot(names, _names(column), lineage, column, {"panel": column["label"], **place}, "value")
+
+
+def _forest(recipe: Record) -> Iterator[Spot]:
+    baseline = recipe["baseline"]["lineage"]
+    for row in recipe["rows"]:
+        for column in recipe["columns"]:
+            line = {"panel": column["label"], "lineage": row["lineage"]}
+            names = row["label"], row["lineage"]
+            yield Spot(names, _names(column), row["lineage"], column, line, "difference", baseline)
 
 
 def _facts(recipe: Record) -> Iterator[Spot]:
@@ -179,13 +192,14 @@ def _named(asked: str | None, spots: Sequence[Spot], names: Callable[[Spot], tup
 
 
 def _plain(text: str) -> str:
-    return "".join(text.split()).casefold()
+    return "".join(text.split()).casefold().replace("α", "alpha").replace("β", "beta")
 
 
 def _no_such(path: Path, what: str, asked: str, names: Iterable[tuple[str, ...]]) -> UserError:
     shown = list(dict.fromkeys(names))
     plain = {_plain(name): name for group in reversed(shown) for name in reversed(group)}
-    close = [plain[match] for match in get_close_matches(_plain(asked), plain, n=SHOWN_NAMES)]
+    spelled = [name for name in plain if name.startswith(f"{_plain(asked)}@")]  # a lineage without its parameters
+    close = [plain[match] for match in spelled or get_close_matches(_plain(asked), plain, n=SHOWN_NAMES)]
     if close:
         return UserError(f"{path}: no {what} '{asked}' (did you mean {' or '.join(map(repr, close))}?)")
     return UserError(f"{path}: no {what} '{asked}'; there are: {', '.join(repr(group[0]) for group in shown)}")
@@ -223,14 +237,20 @@ def _number(text: str) -> float | str:
 
 
 def _parts(tree: Tree, made: Made, spot: Spot) -> tuple[Part, ...]:
-    """Return what stands behind a cell, for each benchmark of its column and each seed of its row."""
+    """Return what stands behind a cell, for each benchmark of its column and each seed: of a difference, of both."""
+    own = _parts_of(tree, made, spot, spot.lineage)
+    less = _parts_of(tree, made, spot, spot.less) if spot.less else ()
+    return own + tuple(replace(part, note="; ".join(filter(None, [f"less {spot.less}", part.note]))) for part in less)
+
+
+def _parts_of(tree: Tree, made: Made, spot: Spot, lineage: str | None) -> tuple[Part, ...]:
     measures = spot.measure.get("mean_of") or (spot.measure,)
     suites = {
         (suite.seed, benchmark): each
         for each in made.inputs
         if each.name == "results"
         for suite in _suites(tree, each)
-        if spot.lineage in (None, suite.lineage)
+        if lineage in (None, suite.lineage)
         for benchmark in _measured(tree.record(each.fingerprint))
     }
     seeds = (made.record or {})["recipe"].get("seeds") or sorted({seed for seed, _ in suites})

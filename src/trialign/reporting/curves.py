@@ -39,6 +39,7 @@ QUANTITIES = (
     "loss", "margin", "accuracy", "reference log-prob", "chosen log-prob",
     "rejected log-prob", "gradient norm", "learning rate",
 )  # fmt: skip
+SCHEDULE = "learning rate"  # has no noise to smooth
 COLUMNS = ["lineage", "seed", "split", "step", "quantity", "value"]
 _PER_TOKEN = ("orpo", "simpo")  # whose log-probabilities TRL averages over tokens
 _WIDE = 10.0  # largest over smallest value, from which a positive quantity is drawn on a logarithmic scale
@@ -113,7 +114,9 @@ def draw(recipe: CurvesRecipe, points: pd.DataFrame, ended: set[tuple[str, int]]
     sheet = figures.sheet(len(there), 1.6)
     styles = dict(zip((row.lineage for row in recipe.rows), figures.lines(len(recipe.rows)), strict=True))
     for place, (panel, quantity) in enumerate(zip(sheet.panels, there, strict=True)):
-        _panel(panel, points[points["quantity"] == quantity], styles, ended, recipe.smooth)
+        _panel(
+            panel, points[points["quantity"] == quantity], styles, ended, 1 if quantity == SCHEDULE else recipe.smooth
+        )
         figures.name_panel(panel, quantity)
         if sheet.is_lowest(place):
             panel.set_xlabel("step")

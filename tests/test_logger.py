@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ import pytest
 
 from snakemake_logger_plugin_trialign import Clock
 from tests.conftest import REPOSITORY, TEST_CONFIG, command
+from trialign import config, lease, paths, study
+from trialign.steps import digest
 
 
 def test_the_time_left_is_the_rules_means_times_their_jobs_over_the_jobs_at_a_time(
@@ -47,24 +50,30 @@ def test_a_line_for_each_job_where_the_output_is_no_terminal(tmp_path) -> None:
 
 
 def test_a_killed_job_shows_its_run_the_last_lines_of_its_log_and_how_to_repeat_it(tmp_path: Path) -> None:
-    """A process that is killed outright says nothing itself: the logger does."""
+    """A process that is killed outright says nothing itself: the logger does.
+
+    The step waits for this process, which holds its lease, until it is killed: it takes a second else.
+    """
+    experiment = config.load_files([REPOSITORY / "config" / f"{name}.yaml" for name in ("config", "demo", "test")])
+    recipe = json.loads(study.world_recipe(experiment).canonical())
     log = tmp_path / "logs" / "world.log"
-    run = subprocess.Popen(
-        [
-            f"{Path(sys.executable).parent}/snakemake", "--logger", "trialign", *TEST_CONFIG,
-            "--config", f"results_dir={tmp_path}", "--cores", "1", "--nolock",
-            "--", f"{tmp_path}/data/prepared/ultrachat",
-        ],
-        cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    while not log.with_suffix(".sh").exists():
-        assert run.poll() is None, run.communicate()
-        time.sleep(0.01)
-    log.write_text("drawing the facts\nwriting the texts\n")
-    steps = [child for child in psutil.Process(run.pid).children(recursive=True) if str(log) in child.cmdline()]
-    assert steps
-    steps[-1].kill()
-    printed = run.communicate(timeout=120)[0]
+    with lease.held(tmp_path / paths.WORK / digest({"recipe": recipe, "inputs": {}})):
+        run = subprocess.Popen(
+            [
+                f"{Path(sys.executable).parent}/snakemake", "--logger", "trialign", *TEST_CONFIG,
+                "--config", f"results_dir={tmp_path}", "--cores", "1", "--nolock",
+                "--", f"{tmp_path}/data/prepared/ultrachat",
+            ],
+            cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        while not log.with_suffix(".sh").exists():
+            assert run.poll() is None, run.communicate()
+            time.sleep(0.01)
+        log.write_text("drawing the facts\nwriting the texts\n")
+        steps = [child for child in psutil.Process(run.pid).children(recursive=True) if str(log) in child.cmdline()]
+        assert steps
+        steps[-1].kill()
+        printed = run.communicate(timeout=120)[0]
     assert run.returncode != 0
     assert "✗ failed: world" in printed
     assert f"last lines of {log}:\n    drawing the facts\n    writing the texts\n" in printed

@@ -119,7 +119,7 @@ def _counts(found: Sequence[Claim], frame: pd.DataFrame, compared: bool) -> str:
     """Return how many claims have each verdict, in words: several sentences may ask the same."""
     verdicts = Counter(frame["verdict"])
     told = ", ".join(f"{verdicts[name]} {name}" for name in VERDICTS)
-    text = f"Of {len(frame)} claims, about {len({_asked(claim) for claim in found})} different comparisons: {told}."
+    text = f"Of {len(frame)} claims on {len({_asked(claim) for claim in found})} different comparisons: {told}."
     if compared:
         against = Counter(frame["published_verdict"])
         counts = f"{against[FOLLOWS]} follow, {against[FOLLOWS_NOT]} do not, {against[NOT_STATED]} are not in them"

@@ -1,8 +1,6 @@
-"""What is printed for people: as wide as the terminal, or as COLUMNS says; where there is none, wide enough for all."""
+"""What is printed for people: as wide as the terminal is; where there is none, wide enough for tables."""
 
 from __future__ import annotations
-
-import os
 
 from rich.console import Console
 
@@ -11,6 +9,6 @@ UNBOUNDED = 10_000  # nothing folds: a line each for whoever reads it by a progr
 
 
 def console(width: int = WIDTH) -> Console:
-    """Return a console on standard output; width: columns where that is no terminal and COLUMNS is not set."""
+    """Return a console on standard output; width: columns where that is no terminal, whatever COLUMNS says."""
     found = Console(highlight=False)
-    return found if found.is_terminal or "COLUMNS" in os.environ else Console(highlight=False, width=width)
+    return found if found.is_terminal else Console(highlight=False, width=width)

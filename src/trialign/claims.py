@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict
 
-from trialign.errors import UserError, nearest
+from trialign.errors import UserError, nearest, unknown
 from trialign.lineage import Lineage
 
 Kind = Literal["difference", "pairs", "best", "most", "any", "same", "larger effect", "diverges", "orders"]
@@ -149,8 +149,7 @@ def _problems(row: dict[str, str]) -> Iterator[str]:
     """Yield what is wrong with a row, in itself."""
     for key, allowed in (("kind", KINDS), ("unit", UNITS)):
         if row[key] not in allowed:
-            names = ", ".join(f"'{name}'" for name in allowed)
-            yield f"there is no {key} '{row[key]}'{nearest(row[key], allowed)}; there are {names}"
+            yield unknown(key, row[key], allowed)
     if empty := [key for key in ("claim", "source", "a", "b", "column") if not row[key].strip()]:
         yield f"its {empty[0]} is empty"
     if row["stated"] and not _NUMBER.fullmatch(row["stated"]):

@@ -65,7 +65,7 @@ def problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
             f"{train.nodes} nodes train on GPUs alone: give resources.train.gpus, those of each node, or one node",
         )
     for name, preset in experiment.stages.items():
-        yield from _stage_problems(experiment, f"stages.{name}", preset)
+        yield from _stage_problems(experiment, name, preset)
     for section, there in (("data", experiment.data), ("benchmarks", experiment.benchmarks)):
         for name in getattr(experiment.expect, section):
             if name not in there:
@@ -73,10 +73,9 @@ def problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
     for name in experiment.expect.sources_mb:
         if name not in experiment.sources:
             yield "expect.sources_mb", unknown("source", name, experiment.sources)
-    for section in (experiment.stages, experiment.artifacts):
-        where = "stages" if section is experiment.stages else "artifacts"
-        for name, item in section.items():
-            yield from ((f"{where}.{name}.ours", problem) for problem in _torn(item.ours))
+    for section in ("stages", "artifacts"):
+        for name, item in getattr(experiment, section).items():
+            yield from ((f"{section}.{name}.ours", problem) for problem in _torn(item.ours))
     for name, artifact in experiment.artifacts.items():
         try:
             _check_artifact(experiment, artifact)
@@ -91,7 +90,8 @@ def _torn(choices: Sequence[str]) -> Iterator[str]:
             yield f"'{text}' has a bracket alone: a comma has torn it from the next, put the sentence in quotes"
 
 
-def _stage_problems(experiment: Experiment, where: str, preset: StagePreset) -> Iterator[tuple[str, str]]:
+def _stage_problems(experiment: Experiment, name: str, preset: StagePreset) -> Iterator[tuple[str, str]]:
+    where = f"stages.{name}"
     if preset.method not in methods.names():
         yield f"{where}.method", unknown("method", preset.method, methods.names())
         return
@@ -103,7 +103,7 @@ def _stage_problems(experiment: Experiment, where: str, preset: StagePreset) -> 
             yield f"{where}.params", unknown("parameter", key, methods.get(preset.method).Params.model_fields)
     yield from _import_problems(experiment, where, preset)
     try:
-        experiment.lineage(f"{next(iter(experiment.models))}+{where.removeprefix('stages.')}")
+        experiment.lineage(f"{next(iter(experiment.models))}+{name}")
     except UserError as error:
         yield where, str(error)
     yield from _candidate_problems(experiment, where, preset)

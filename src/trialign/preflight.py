@@ -24,7 +24,6 @@ from urllib.parse import urljoin
 from trialign import cost, known, lock, study
 from trialign.config import Experiment
 from trialign.errors import UserError
-from trialign.evaluation.endpoint import api_key
 from trialign.settings import Source, WebFiles
 
 SWITCH = "TRIALIGN_PREFLIGHT"
@@ -115,6 +114,8 @@ def _gpus(experiment: Experiment, tasks: Sequence[Task]) -> Iterable[str]:
 
 def _keys(experiment: Experiment, tasks: Sequence[Task]) -> Iterable[str]:
     """Yield a line for each judge whose key is none: found out before models are trained for it."""
+    from trialign.evaluation.endpoint import api_key  # with its retries, which a start without judges does not need
+
     for name in sorted({task.wildcards["judge"] for task in tasks if task.rule == "judge"}):
         judge = experiment.judges[name]
         if judge.kind == "openai":
